@@ -1,0 +1,55 @@
+"""Programs are started with argv lists, and what cannot start or fails is one sentence with a command to replay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from plumbing.errors import CommandError
+from plumbing.run import replayable, run, spawn
+
+
+def test_both_streams_and_the_status_come_back(tmp_path: Path) -> None:
+    done = run(["sh", "-c", "cat; pwd >&2; exit 3"], stdin=b"in\xff", check=False, cwd=tmp_path)
+    assert (done.status, done.text, done.stderr) == (3, "in\udcff", os.fsencode(tmp_path) + b"\n")
+
+
+def test_a_failure_names_the_last_complaint_and_the_command() -> None:
+    with pytest.raises(CommandError, match=r"sh failed with status 4: two; try: sh -c 'echo one >&2; echo two"):
+        run(["sh", "-c", "echo one >&2; echo two >&2; exit 4"])
+    with pytest.raises(CommandError, match="it printed no reason"):
+        run(["false"])
+    with pytest.raises(CommandError, match=r"sleep did not finish in 0 s; try: sleep 60"):
+        run(["sleep", "60"], timeout_s=0.01)
+
+
+def test_what_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"")
+    with (tmp_path / "log").open("ab") as log:
+        with pytest.raises(CommandError, match="no-such-program is not installed on this machine"):
+            run(["no-such-program"])
+        with pytest.raises(CommandError, match="no-such-program is not installed on this machine"):
+            spawn(["no-such-program"], errors=log)
+        with pytest.raises(CommandError, match=r"cannot be started \(Permission denied\); try: "):
+            run([tmp_path / "program"])
+        with pytest.raises(CommandError, match=r"cannot be started \(Permission denied\); try: "):
+            spawn([tmp_path / "program"], errors=log)
+
+
+def test_a_spawned_program_goes_on_in_a_session_of_its_own(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        program = spawn(["sh", "-c", "echo ready >&2; read word; echo $word $GREETING"], errors=log, pipes=True,
+                        env={"GREETING": "there", "PATH": os.environ["PATH"]})
+    assert program.stdin and program.stdout and os.getsid(program.pid) == program.pid
+    program.stdin.write(b"hello\n")
+    assert program.stdout.readline() == b"hello there\n" and program.wait(10) == 0
+    assert (tmp_path / "log").read_bytes() == b"ready\n"
+    with (tmp_path / "log").open("ab") as log:
+        assert spawn(["sh", "-c", "read word; echo $word."], errors=log).wait(10) == 0
+    assert (tmp_path / "log").read_bytes() == b"ready\n.\n"
+
+
+def test_replayable_is_for_a_shell() -> None:
+    assert replayable(["a b", Path("/x"), b"\xff'"]) == "'a b' /x '\udcff'\"'\"''"
