@@ -1,0 +1,14 @@
+"""Root trees into releases, and releases back into root trees.
+
+Building, in the order in which the data meets the modules: a tree is walked into entries (`entry`,
+`excludes`, `scan`), each becomes a tar header and its content (`tarstream`), the stream is cut into
+independent zstd frames (`frames`), entries and frames make the index (`index`), and the whole becomes an OCI
+manifest (`release`) in an OCI layout (`store`). `capture` drives them. `catalogue` signs the name of what was
+made; `audit` reads a stored release back.
+
+Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
+believe no source, `restore` makes the tree, `verify` reads it back from the disk.
+
+`recovery_image` builds what a host boots to do that; `recovery_manifest` says what is in it. Nothing in this room
+talks to a host.
+"""

@@ -1,0 +1,380 @@
+"""The catalogue a site publishes: a TUF repository, written. I/O: reads keys, writes metadata and targets.
+
+What hosts see changes by one rename. Publishing writes, in this order and each durably: the target's bytes,
+`N.targets.json`, `N.snapshot.json`, and last `timestamp.json`, which alone says what the newest snapshot is; a crash
+or a full disk before that leaves the old catalogue, and the next attempt writes over what nothing names. What
+the roles are and who holds which key: docs/protocols/trust.md. TUF 1.0.33, consistent snapshots.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from securesystemslib.signer import CryptoSigner, Key
+
+# tuf.api.metadata is their public place, and does not say so to type checkers.
+from tuf.api._payload import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
+from tuf.api.metadata import Metadata
+from tuf.api.serialization import DeserializationError
+from tuf.api.serialization.json import JSONSerializer
+
+from imaging.keys import load_signer, make_key
+from plumbing import clock
+from plumbing.durable import make_folder, sync_folder, told, write_file
+from plumbing.errors import ConfigError, CorruptError, NotFoundError, RefusedError, UsageError
+
+ROLES = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
+
+DAY = 86_400
+LIFETIME_S = {Root.type: 5 * 365 * DAY, Targets.type: 365 * DAY, Snapshot.type: 30 * DAY, Timestamp.type: 7 * DAY}
+"""How long each role's signature holds, in seconds. The timestamp's is how long somebody between a host and the
+server can hold back what is new; the server may be switched off for as long before hosts refuse its catalogue."""
+RENEW_S = {Targets.type: 305 * DAY, Snapshot.type: 15 * DAY, Timestamp.type: 6 * DAY}
+"""`refresh` signs a role anew when it would expire within this many seconds."""
+KEPT_VERSIONS = 16
+"""How many versions of a file stay for hosts that are just reading the one before."""
+
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._+-]{0,127})*")
+_VERSIONED = re.compile(r"([1-9][0-9]{0,9})\.([a-z]+)\.json")
+
+_Role = TypeVar("_Role", Root, Targets, Snapshot, Timestamp)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One target: its length in bytes and its digest as `sha256:HEX`."""
+
+    path: str
+    length: int
+    digest: str
+
+
+@dataclass
+class _State:
+    """The four roles as published last."""
+
+    root: Metadata[Root]
+    targets: Metadata[Targets]
+    snapshot: Metadata[Snapshot]
+    timestamp: Metadata[Timestamp]
+
+
+class Catalogue:
+    """The TUF repository in `folder` (metadata/ and targets/), signed with `keys`/ROLE.pem.
+
+    A role with several keys has them as ROLE.pem, ROLE.SOMETHING.pem and so on. A key that is not in the folder is
+    missed only by what it has to sign: root by `set_keys` and `rotate`, targets by `publish`. Times are wall seconds;
+    `now` is the clock's unless given.
+    """
+
+    def __init__(self, folder: Path, keys: Path) -> None:
+        self.folder = folder
+        self.keys = keys
+        self._metadata = folder / "metadata"
+        self._targets = folder / "targets"
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def root_json(self) -> bytes:
+        """Return the newest root metadata: what a host is given to trust this site."""
+        return self._read(f"{self._newest_root()}.root.json")
+
+    def listed(self) -> dict[str, Listed]:
+        """Return every published target by path."""
+        targets = self._load().targets.signed.targets
+        return {path: Listed(path, found.length, f"sha256:{found.hashes['sha256']}")
+                for path, found in sorted(targets.items())}
+
+    def read(self, target_path: str) -> bytes:
+        """Return a published target, checked; raises NotFoundError."""
+        found = self._load().targets.signed.targets.get(target_path)
+        if found is None:
+            raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; `reroot image list` shows "
+                                "what is")
+        path = self._targets / found.get_prefixed_paths()[0]
+        try:
+            data = path.read_bytes()
+            found.verify_length_and_hashes(data)
+        except (OSError, LengthOrHashMismatchError) as error:
+            raise CorruptError(f"{path} is missing or damaged; publish {target_path} again") from error
+        return data
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def create(self, now: float | None = None) -> None:
+        """Make the repository, and the keys that are missing; raises RefusedError when there is one already."""
+        at = clock.wall() if now is None else now
+        with self._disk():
+            make_folder(self._metadata)
+            make_folder(self._targets)
+            make_folder(self.keys, 0o700)
+        with self._locked():
+            if (self._metadata / "1.root.json").exists():
+                raise RefusedError(f"{self.folder} is a catalogue already; nothing was changed")
+            root = Root(version=1, expires=_expiry(Root.type, at), consistent_snapshot=True)
+            for role in ROLES:
+                path = self.keys / f"{role}.pem"
+                key = load_signer(path) if path.exists() else make_key(path)
+                root.add_key(key.public_key, role)
+            state = _State(Metadata(root), Metadata(Targets(version=1)), Metadata(Snapshot(version=1)),
+                           Metadata(Timestamp(version=1)))
+            with self._disk():
+                self._write_root(state, state.root)
+                self._commit(state, at, first=True)
+
+    def publish(self, target_path: str, data: bytes, now: float | None = None) -> None:
+        """Make `target_path` mean `data`; publishing the same again changes nothing."""
+        self.publish_all({target_path: data}, now)
+
+    def publish_all(self, targets: Mapping[str, bytes], now: float | None = None) -> None:
+        """Publish several targets at once: a host sees all of them or none."""
+        for path in targets:
+            if not _TARGET.fullmatch(path):
+                raise UsageError(f"{path!r} cannot be a catalogue path; use letters, digits and . _ + - between "
+                                 "slashes")
+        with self._locked():
+            state = self._load()
+            fresh = {path: data for path, data in targets.items() if not self._holds(state, path, data)}
+            with self._disk():
+                for path, data in fresh.items():
+                    self._place(state, path, data)
+                if fresh:
+                    self._commit(state, clock.wall() if now is None else now, targets=True)
+
+    def withdraw(self, target_path: str, now: float | None = None) -> None:
+        """Take a target out of the catalogue; hosts refuse it from their next look on. Its bytes stay."""
+        with self._locked():
+            state = self._load()
+            if state.targets.signed.targets.pop(target_path, None) is None:
+                raise NotFoundError(f"{target_path!r} is not in the catalogue; nothing was changed")
+            with self._disk():
+                self._commit(state, clock.wall() if now is None else now, targets=True)
+
+    def refresh(self, now: float | None = None) -> tuple[str, ...]:
+        """Sign anew what is about to expire or lacks a valid signature; return the roles that were signed.
+
+        Needs the snapshot and timestamp keys, and the targets key once a year (without it, targets is left alone until
+        it has expired).
+        """
+        at = clock.wall() if now is None else now
+        with self._locked():
+            state = self._load()
+            targets = self._is_due(state, state.targets, at)
+            if targets and self._usable(state, Targets.type) is None and not state.targets.signed.is_expired(_when(at)):
+                targets = False
+            snapshot = targets or self._is_due(state, state.snapshot, at)
+            if not snapshot and not self._is_due(state, state.timestamp, at):
+                return ()
+            with self._disk():
+                self._commit(state, at, targets=targets, snapshot=snapshot)
+        return tuple(role for role, due in zip(ROLES[1:], (targets, snapshot, True), strict=True) if due)
+
+    def rotate(self, role: str, now: float | None = None) -> None:
+        """Replace the keys of `role` by one new key and destroy keys/ROLE.pem.
+
+        Hosts follow by themselves: the new root is signed by the old root key and the new. A crash anywhere leaves a
+        catalogue that `rotate` or `refresh` completes.
+        """
+        _check_role(role)
+        path, after = self.keys / f"{role}.pem", self.keys / f"{role}.next.pem"
+        key = load_signer(after) if after.exists() else make_key(after)
+        self.set_keys(role, [key.public_key], 1, now)
+        with self._disk():
+            after.replace(path)
+            sync_folder(self.keys)
+
+    def set_keys(self, role: str, keys: Sequence[Key], threshold: int, now: float | None = None) -> None:
+        """Publish a new root that says whose signatures, and how many, make `role` valid; then sign anew.
+
+        The private halves have to be in the keys folder, `threshold` of them at least.
+        """
+        _check_role(role)
+        if not 1 <= threshold <= len({key.keyid for key in keys}):
+            raise UsageError(f"{threshold} signatures cannot come from {len(keys)} keys; choose a lower threshold")
+        at = clock.wall() if now is None else now
+        with self._locked():
+            state = self._load()
+            root = Metadata(deepcopy(state.root.signed))
+            for keyid in list(root.signed.roles[role].keyids):
+                root.signed.revoke_key(keyid, role)
+            for key in keys:
+                root.signed.add_key(key, role)
+            root.signed.roles[role].threshold = threshold
+            root.signed.version += 1
+            root.signed.expires = _expiry(Root.type, at)
+            with self._disk():
+                self._write_root(state, root)
+                state.root = root
+                if role != Root.type:
+                    self._commit(state, at, targets=role == Targets.type, snapshot=role != Timestamp.type)
+
+    # -- steps of writing -----------------------------------------------------------------------------------------
+
+    def _holds(self, state: _State, path: str, data: bytes) -> bool:
+        found = state.targets.signed.targets.get(path)
+        if found is None or found != TargetFile.from_data(path, data, ["sha256"]):
+            return False
+        place = self._targets / found.get_prefixed_paths()[0]
+        return place.is_file() and place.read_bytes() == data
+
+    def _place(self, state: _State, path: str, data: bytes) -> None:
+        target = TargetFile.from_data(path, data, ["sha256"])
+        place = self._targets / target.get_prefixed_paths()[0]
+        make_folder(place.parent)
+        write_file(place, data)
+        state.targets.signed.targets[path] = target
+
+    def _commit(self, state: _State, now: float, *, targets: bool = False, snapshot: bool = False,
+                first: bool = False) -> None:
+        """Sign and write what changed and all that names it; the last rename makes it the catalogue."""
+        if targets or first:
+            data = self._sign(state, state.targets, now, first)
+            self._write(f"{state.targets.signed.version}.targets.json", data)
+            state.snapshot.signed.meta["targets.json"] = _meta(state.targets.signed.version, data)
+        if targets or snapshot or first:
+            data = self._sign(state, state.snapshot, now, first)
+            self._write(f"{state.snapshot.signed.version}.snapshot.json", data)
+            state.timestamp.signed.snapshot_meta = _meta(state.snapshot.signed.version, data)
+        self._write("timestamp.json", self._sign(state, state.timestamp, now, first))
+        self._prune(state)
+
+    def _sign(self, state: _State, metadata: Metadata[_Role], now: float, first: bool) -> bytes:
+        role = metadata.signed.type
+        metadata.signed.version += 0 if first else 1
+        metadata.signed.expires = _expiry(role, now)
+        signers = self._usable(state, role)
+        if signers is None:
+            wanted = state.root.signed.roles[role]
+            raise ConfigError(f"{wanted.threshold} key(s) of the role {role} are needed in {self.keys} (ids "
+                              f"{', '.join(keyid[:12] for keyid in wanted.keyids)}); bring them and try again")
+        metadata.signatures.clear()
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        return metadata.to_bytes(_SERIALIZER)
+
+    def _write_root(self, state: _State, root: Metadata[Root]) -> None:
+        """Sign a root by the keys it names and by those of the root before it, and write it."""
+        signers = {signer.public_key.keyid: signer for signer in self._signers(Root.type)}
+        root.signatures.clear()
+        for signer in signers.values():
+            named = {*state.root.signed.roles[Root.type].keyids, *root.signed.roles[Root.type].keyids}
+            if signer.public_key.keyid in named:
+                root.sign(signer, append=True)
+        data = root.to_bytes(_SERIALIZER)
+        for keeper in (state.root.signed, root.signed):
+            try:
+                keeper.verify_delegate(Root.type, root.signed_bytes, root.signatures)
+            except UnsignedMetadataError as error:
+                wanted = keeper.roles[Root.type].threshold
+                raise ConfigError(f"{wanted} root key(s) are needed in {self.keys} to sign a new root; bring the old "
+                                  "ones and the new ones") from error
+        self._write(f"{root.signed.version}.root.json", data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_file(self._metadata / name, data)
+
+    def _prune(self, state: _State) -> None:
+        newest = {Targets.type: state.targets.signed.version, Snapshot.type: state.snapshot.signed.version}
+        for path in list(self._metadata.iterdir()):
+            match = _VERSIONED.fullmatch(path.name)
+            if match and match[2] in newest and int(match[1]) <= newest[match[2]] - KEPT_VERSIONS:
+                path.unlink(missing_ok=True)
+
+    # -- steps of reading -----------------------------------------------------------------------------------------
+
+    def _signers(self, role: str) -> list[CryptoSigner]:
+        paths = [self.keys / f"{role}.pem", *sorted(self.keys.glob(f"{role}.*.pem"))]
+        return [load_signer(path) for path in paths if path.exists()]
+
+    def _usable(self, state: _State, role: str) -> list[CryptoSigner] | None:
+        """Return the signers of a role, or None when fewer than its threshold are here."""
+        wanted = state.root.signed.roles[role]
+        found = {signer.public_key.keyid: signer for signer in self._signers(role)}
+        signers = [found[keyid] for keyid in wanted.keyids if keyid in found]
+        return signers if len(signers) >= wanted.threshold else None
+
+    @staticmethod
+    def _is_due(state: _State, metadata: Metadata[_Role], now: float) -> bool:
+        role = metadata.signed.type
+        try:
+            state.root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError:
+            return True
+        return metadata.signed.is_expired(_when(now + RENEW_S[role]))
+
+    def _newest_root(self) -> int:
+        versions = [int(match[1]) for path in self._metadata.glob("*.root.json")
+                    if (match := _VERSIONED.fullmatch(path.name))]
+        if not versions:
+            raise NotFoundError(f"{self.folder} is not a catalogue; make the site with `reroot init`")
+        return max(versions)
+
+    def _load(self) -> _State:
+        root = self._parse(Root, self.root_json(), "root")
+        timestamp = self._parse(Timestamp, self._read("timestamp.json"), "timestamp")
+        version = timestamp.signed.snapshot_meta.version
+        snapshot = self._parse(Snapshot, self._read(f"{version}.snapshot.json"), "snapshot")
+        version = snapshot.signed.meta["targets.json"].version
+        targets = self._parse(Targets, self._read(f"{version}.targets.json"), "targets")
+        return _State(root, targets, snapshot, timestamp)
+
+    def _parse(self, kind: type[_Role], data: bytes, name: str) -> Metadata[_Role]:
+        try:
+            metadata = Metadata[_Role].from_bytes(data)
+        except (DeserializationError, RepositoryError) as error:
+            raise CorruptError(f"the catalogue's {name} metadata in {self._metadata} is damaged; restore it from a "
+                               "backup") from error
+        if not isinstance(metadata.signed, kind):
+            raise CorruptError(f"the catalogue's {name} metadata in {self._metadata} is of another role; restore it")
+        return metadata
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self._metadata / name).read_bytes()
+        except OSError as error:
+            raise CorruptError(f"{self._metadata / name} cannot be read ({error.strerror}); restore it from a "
+                               "backup") from error
+
+    # -- the disk -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self.folder.is_dir():
+            raise NotFoundError(f"{self.folder} is not a catalogue; make the site with `reroot init`")
+        with self._disk():
+            lock = (self.folder / ".lock").open("ab")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _disk(self) -> AbstractContextManager[None]:
+        return told(f"the catalogue {self.folder}", "what was published before still is")
+
+
+_SERIALIZER = JSONSerializer(compact=True)
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise UsageError(f"{role!r} is not a role; choose one of {', '.join(ROLES)}")
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _expiry(role: str, now: float) -> datetime:
+    return (_when(now) + timedelta(seconds=LIFETIME_S[role])).replace(microsecond=0)
+
+
+def _meta(version: int, data: bytes) -> MetaFile:
+    return MetaFile.from_data(version, data, ["sha256"])

@@ -1,0 +1,44 @@
+"""A recovery image's manifest as hosts and builder read it: which parts it has. Pure.
+
+The builder (imaging.recovery_image.build) writes it; whoever fetches an image asks `parts` what to fetch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from plumbing.errors import CorruptError
+
+ARTIFACT_TYPE = "application/vnd.reroot.recovery.v1"
+TITLE = "org.opencontainers.image.title"
+STARTED = ("vmlinuz", "initrd.img", "grub-boot.img", "grub-core.img", "grubx64.efi")
+"""The parts that a machine needs on its disk to start recovery."""
+TITLES = (*STARTED, "runtime.tar.zst", "ledger.json")
+"""The layers of the artifact, by the names under which control serves them and recovery asks for them."""
+
+
+def parts(manifest: bytes, needed: Sequence[str] = TITLES) -> dict[str, tuple[str, int]]:
+    """Return title -> (digest, size in bytes) of the parts called `needed`; raises CorruptError when one is missing."""
+    try:
+        value = json.loads(manifest)
+        if value["artifactType"] != ARTIFACT_TYPE:
+            raise ValueError
+        found = {str(layer["annotations"][TITLE]): (str(layer["digest"]), int(layer["size"]))
+                 for layer in value["layers"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError("this is no recovery image's manifest; check the name, or build it again") from error
+    for title in needed:
+        if title not in found:
+            raise CorruptError(f"this recovery image has no {title}; build it again")
+    return {title: found[title] for title in needed}
+
+
+def ref(name: str, version: str, arch: str) -> str:
+    """Return the name of a recovery image in the store."""
+    return f"recovery/{name}/{version}/{arch}"
+
+
+def target(name: str, version: str, arch: str) -> str:
+    """Return the path of a recovery image's manifest in the catalogue."""
+    return f"{ref(name, version, arch)}.json"

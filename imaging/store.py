@@ -1,0 +1,213 @@
+"""The store: a standard OCI image layout directory that only ever gains whole releases. I/O: reads and writes it.
+
+Publishing order: blobs (written aside, synced, renamed), then `index.json` (replaced by a rename). A crash, a kill
+or a full disk in between leaves blobs that nothing names and the old `index.json`. Writers exclude each other by a
+lock on `.lock`; readers need none. OCI image-spec 1.1, "Image Layout".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from plumbing.digest import hex_of, sha256
+from plumbing.durable import make_folder, sync_folder, told, write_file
+from plumbing.errors import CorruptError, NotFoundError, RefusedError, UsageError
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+REF_NAME = "org.opencontainers.image.ref.name"
+MAX_JSON_BYTES = 4 << 20
+"""The largest manifest, or `index.json`, that is read, in bytes."""
+
+_PART = r"[A-Za-z0-9]+(?:[._+-][A-Za-z0-9]+)*"
+_REF = re.compile(rf"{_PART}(?:/{_PART})*")
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What `index.json` says of one manifest; `size` in bytes."""
+
+    digest: str
+    size: int
+    media_type: str
+    annotations: Mapping[str, str]
+
+
+class Store:
+    """An OCI image layout at `path`; nothing is read or made before it is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def blob_path(self, digest: str) -> Path:
+        """Return where the blob `sha256:HEX` is or would be; raises UsageError for anything else."""
+        digits = hex_of(digest)
+        if digits is None:
+            raise UsageError(f"{digest[:90]!r} is not a digest; write sha256: and 64 hex digits")
+        return self.path / "blobs" / "sha256" / digits
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is there (whole: blobs only appear whole)."""
+        return self.blob_path(digest).is_file()
+
+    def read_json_blob(self, digest: str) -> bytes:
+        """Return a small blob, checked against its digest."""
+        path = self.blob_path(digest)
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(MAX_JSON_BYTES + 1)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"the store {self.path} has no blob {digest}; pull or build it again") from error
+        if sha256(data) != digest:
+            raise CorruptError(f"{path} is not what its name says; the store's disk is failing: restore it")
+        return data
+
+    def refs(self) -> dict[str, Descriptor]:
+        """Return every published ref with its manifest's descriptor, by name."""
+        found = {}
+        for item in self._manifests():
+            annotations = item.get("annotations")
+            if isinstance(annotations, dict) and isinstance(name := annotations.get(REF_NAME), str):
+                found[name] = self._descriptor(item, annotations)
+        return dict(sorted(found.items()))
+
+    def manifest(self, ref: str) -> bytes:
+        """Return the manifest that `ref` names; raises NotFoundError."""
+        descriptor = self.refs().get(ref)
+        if descriptor is None:
+            raise NotFoundError(f"{ref!r} is not in the store {self.path}; `reroot image list` shows what is")
+        return self.read_json_blob(descriptor.digest)
+
+    def _descriptor(self, item: Mapping[str, object], annotations: Mapping[object, object]) -> Descriptor:
+        digest, size, kind = item.get("digest"), item.get("size"), item.get("mediaType")
+        if not isinstance(digest, str) or type(size) is not int or not isinstance(kind, str):
+            raise CorruptError(f"{self.path}/index.json has an entry without digest, size or mediaType; restore it")
+        return Descriptor(digest, size, kind, {str(key): str(value) for key, value in annotations.items()})
+
+    def _manifests(self) -> list[dict[str, object]]:
+        path = self.path / "index.json"
+        try:
+            value: object = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise CorruptError(f"{path} is not JSON; restore it from a mirror of the store") from error
+        listed = value.get("manifests") if isinstance(value, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+            raise CorruptError(f"{path} is not an OCI image index; restore it from a mirror of the store")
+        return listed
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the layout's folders and files where they are missing."""
+        with self._disk():
+            make_folder(self.path / "blobs" / "sha256")
+            make_folder(self.path / ".incoming")
+            if not (self.path / "oci-layout").exists():
+                write_file(self.path / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}\n')
+            with self._locked():
+                if not (self.path / "index.json").exists():
+                    self._write_index([])
+
+    def add_bytes(self, data: bytes) -> str:
+        """Store a small blob and return its digest; it is durable then."""
+        digest = sha256(data)
+        if not self.has(digest):
+            with self.incoming() as blob:
+                blob.stream.write(data)
+                blob.keep(digest)
+        return digest
+
+    @contextmanager
+    def incoming(self) -> Iterator[Incoming]:
+        """Open a new blob; unless the caller `keep`s it, it is gone at the end.
+
+        The disk's errors inside the block become DiskError.
+        """
+        self.create()
+        with self._disk():
+            with self._locked():  # or another writer's sweep could find the file before this one has locked it
+                self._sweep()
+                handle, name = tempfile.mkstemp(dir=self.path / ".incoming")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                with os.fdopen(handle, "w+b") as stream:
+                    yield Incoming(self, stream, Path(name))
+            finally:
+                Path(name).unlink(missing_ok=True)
+
+    def put_manifest(
+        self, ref: str, manifest: bytes, annotations: Mapping[str, str] | None = None, *,
+        media_type: str = MANIFEST_TYPE,
+    ) -> str:
+        """Publish a manifest whose blobs are all stored under `ref`, and return its digest.
+
+        Publishing the same again changes nothing. Raises RefusedError when the ref names other content.
+        """
+        if not _REF.fullmatch(ref) or len(ref) > 255:
+            raise UsageError(f"{ref!r} can't name a release; use letters and digits joined by single . _ - + or /")
+        self.create()
+        digest = self.add_bytes(manifest)
+        with self._disk(), self._locked():
+            there = self.refs().get(ref)
+            if there is not None and there.digest == digest:
+                return digest
+            if there is not None:
+                raise RefusedError(f"{ref} is published already with other content ({there.digest[:19]}…), and "
+                                   "releases never change; choose a new version")
+            entry: dict[str, object] = {
+                "mediaType": media_type, "digest": digest, "size": len(manifest),
+                "annotations": {**(annotations or {}), REF_NAME: ref},
+            }
+            self._write_index([*self._manifests(), entry])
+        return digest
+
+    def _write_index(self, manifests: list[dict[str, object]]) -> None:
+        value = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
+        write_file(self.path / "index.json", json.dumps(value, sort_keys=True).encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _disk(self) -> AbstractContextManager[None]:
+        return told(f"the store {self.path}", "nothing was published")
+
+    def _sweep(self) -> None:
+        """Remove what writers that were killed left behind; those alive hold a lock on theirs."""
+        for path in (self.path / ".incoming").iterdir():
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+class Incoming:
+    """A blob that is being written; see Store.incoming."""
+
+    def __init__(self, store: Store, stream: BinaryIO, path: Path) -> None:
+        self._store = store
+        self.stream = stream
+        self.path = path
+
+    def keep(self, digest: str) -> None:
+        """Make what was written durable under its digest, which the caller computed."""
+        target = self._store.blob_path(digest)
+        self.stream.flush()
+        os.fchmod(self.stream.fileno(), 0o644)
+        os.fsync(self.stream.fileno())
+        self.path.rename(target)
+        sync_folder(target.parent)
