@@ -1,0 +1,151 @@
+"""Users, passwords and groups of two systems made one (pure: the bytes of six files in and out).
+
+The new image's accounts are the base. From the old host come: people (ids of UID_MIN to UID_MAX), the
+passwords of all accounts that both have and the image leaves locked, system accounts that kept files belong
+to, and memberships. An id that the image already gave to another name is replaced by a free one, and the
+kept files follow, because they are put back by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+UID_MIN, UID_MAX = 1000, 59999
+"""The ids that Debian's adduser gives to people (login.defs)."""
+
+FILES = ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
+_WIDTH = {"passwd": 7, "group": 4, "shadow": 9, "gshadow": 4, "subuid": 3, "subgid": 3}
+
+Files = Mapping[str, bytes]
+Table = dict[str, list[str]]
+"""Account name -> the fields of its line; order as in the file."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The six files for the new root, and what a person should know about them."""
+
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Side:
+    tables: dict[str, Table] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, files: Files, notes: list[str], label: str) -> _Side:
+        side = cls()
+        for name in FILES:
+            table: Table = {}
+            for line in files.get(name, b"").decode("utf-8", "surrogateescape").split("\n"):
+                fields = line.split(":")
+                if not line or line.startswith(("#", "+", "-")):
+                    continue
+                if len(fields) != _WIDTH[name] or not fields[0]:
+                    notes.append(f"the {label}'s /etc/{name} has a line that is no account: {line[:40]!r}; left out")
+                    continue
+                if name in {"passwd", "group"} and not _is_id(fields[2]):
+                    notes.append(f"the {label}'s /etc/{name} gives {fields[0]} the id {fields[2]!r}; left out")
+                    continue
+                table.setdefault(fields[0], fields)
+            side.tables[name] = table
+        return side
+
+    def __getitem__(self, name: str) -> Table:
+        return self.tables[name]
+
+    def write(self) -> dict[str, bytes]:
+        return {name: "".join(":".join(fields) + "\n" for fields in table.values()).encode("utf-8", "surrogateescape")
+                for name, table in self.tables.items()}
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) < 2**32 - 1
+
+
+def _is_person(number: int) -> bool:
+    return UID_MIN <= number <= UID_MAX
+
+
+def _free_id(wanted: int, taken: set[int]) -> int:
+    if wanted not in taken:
+        return wanted
+    span = range(UID_MIN, UID_MAX + 1) if _is_person(wanted) else range(999, 99, -1)
+    return next(number for number in span if number not in taken)
+
+
+def merge(old: Files, new: Files, owners: Iterable[str] = (), groups: Iterable[str] = ()) -> Merged:
+    """Merge the account files of the old host into those of the new image.
+
+    `old` and `new` map passwd, group, shadow, gshadow, subuid, subgid to bytes; a missing file is empty.
+    `owners` and `groups` are names that kept files belong to: such system accounts are carried over too.
+    Merging a result again with the same `old` changes nothing.
+    """
+    notes: list[str] = []
+    host, image = _Side.read(old, notes, "host"), _Side.read(new, notes, "image")
+    moved = _carry_groups(host, image, set(groups), notes)
+    _carry_users(host, image, set(owners), moved, notes)
+    _carry_passwords(host, image)
+    _carry_members(host, image)
+    return Merged(image.write(), tuple(notes))
+
+
+def _carry_groups(host: _Side, image: _Side, wanted: set[str], notes: list[str]) -> dict[int, int]:
+    """Add missing groups; return old gid -> new gid for every group of the host that the result has."""
+    moved: dict[int, int] = {}
+    primaries = {int(user[3]) for user in host["passwd"].values() if _is_person(int(user[2]))}
+    taken = {int(group[2]) for group in image["group"].values()}
+    for name, group in host["group"].items():
+        number = int(group[2])
+        if name in image["group"]:
+            moved[number] = int(image["group"][name][2])
+        elif _is_person(number) or name in wanted or number in primaries:
+            fresh = _free_id(number, taken)
+            if fresh != number:
+                notes.append(f"group {name} had id {number}, which the image gives to another; it is {fresh} now")
+            taken.add(fresh)
+            moved[number] = fresh
+            image["group"][name] = [name, group[1], str(fresh), ""]
+            if name in host["gshadow"]:
+                image["gshadow"][name] = [*host["gshadow"][name][:2], "", ""]
+    return moved
+
+
+def _carry_users(host: _Side, image: _Side, wanted: set[str], moved: Mapping[int, int], notes: list[str]) -> None:
+    taken = {int(user[2]) for user in image["passwd"].values()}
+    for name, user in host["passwd"].items():
+        number = int(user[2])
+        if name in image["passwd"] or not (_is_person(number) or name in wanted):
+            continue
+        fresh = _free_id(number, taken)
+        if fresh != number:
+            notes.append(f"user {name} had id {number}, which the image gives to another; it is {fresh} now, and "
+                         "files on other filesystems still carry the old one")
+        taken.add(fresh)
+        gid = moved.get(int(user[3]), int(user[3]))
+        image["passwd"][name] = [name, user[1], str(fresh), str(gid), *user[4:]]
+        for extra in ("shadow", "subuid", "subgid"):
+            if name in host[extra]:
+                image[extra].setdefault(name, host[extra][name])
+
+
+def _carry_passwords(host: _Side, image: _Side) -> None:
+    for name, line in host["shadow"].items():
+        theirs = image["shadow"].get(name)
+        if theirs is not None and theirs[1] in {"", "*", "!", "!!", "!*"} and line[1] not in {"", "*", "!", "!!", "!*"}:
+            image["shadow"][name] = line
+
+
+def _carry_members(host: _Side, image: _Side) -> None:
+    for table in ("group", "gshadow"):
+        for name, fields in host[table].items():
+            if name not in image[table]:
+                continue
+            for column in range(2, 4) if table == "gshadow" else (3,):
+                members = [member for member in image[table][name][column].split(",") if member]
+                for member in fields[column].split(","):
+                    if member and member in image["passwd"] and member not in members:
+                        members.append(member)
+                image[table][name][column] = ",".join(members)
