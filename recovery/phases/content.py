@@ -1,0 +1,159 @@
+"""Where bytes come from (I/O): the stage on /local first, then the content servers of the order.
+
+Out: the index, read and checked before anything is touched; a fetcher that gives verified frames; and, for an
+installation, the parts of the recovery image that go to the boot area.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imaging.recovery_manifest import STARTED, parts
+from plumbing import durable
+from plumbing.digest import sha256
+from plumbing.errors import CorruptError, NetworkError, RerootError, TrustError
+from plumbing.http import Client
+from recovery.session import Session
+
+if TYPE_CHECKING:
+    from imaging.fetch import FrameFetcher
+    from imaging.sources import FrameSource, StageSource
+
+
+def content_urls(session: Session, first: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the content servers in the order they are asked: tickets' providers, then the order's, then control."""
+    ordered = session.ordered
+    return tuple(dict.fromkeys(url.rstrip("/") for url in (*first, *ordered.content, ordered.control)))
+
+
+def stage_of(session: Session) -> StageSource | None:
+    """Return what was staged for this release while the host still worked, if anything was."""
+    from imaging.sources import StageSource
+
+    assert session.release is not None
+    if session.stage is not None and session.stage[0] == session.release.layer_digest:
+        return session.stage[1]
+    folder = session.recover / "stage"
+    part = folder / f"{session.release.layer_digest.removeprefix('sha256:')}.part"
+    if not session.local_mounted or not part.exists():
+        return None
+    session.close_stage()
+    session.stage = (session.release.layer_digest, StageSource(folder, session.release.layer_digest))
+    return session.stage[1]
+
+
+def sources(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+    """Return every place the layer may come from, nearest first."""
+    from imaging.sources import HttpSource
+
+    assert session.release is not None
+    stage = stage_of(session)
+    servers = [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
+    return [*([stage] if stage is not None else []), *servers]
+
+
+def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
+    """Return what gives verified frames; `first` are servers to ask before those of the order."""
+    from imaging.fetch import FrameFetcher
+
+    return FrameFetcher(sources(session, first), note=lambda sentence: session.log.say("restore", sentence))
+
+
+def prepare(session: Session) -> int:
+    """Read the index; returns how many frames the stage lacks. Nothing is touched.
+
+    Raises NetworkError when frames are missing and no content server has the layer: better now than after the wipe.
+    """
+    release = session.release
+    assert release is not None
+    places = sources(session)
+    session.index = release.read_index(
+        _first_answer(session, places, release.index_offset, release.index_length, release.index_digest))
+    lacking = missing(session)
+    frames = session.index.frames
+    session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them not in the stage")
+    if lacking:
+        # a byte of the last missing frame: enough to see that a server has the blob whole and serves ranges
+        servers = [place for place in places if place is not places[0]] if stage_of(session) is not None else places
+        _first_answer(session, servers, frames[lacking[-1]].offset, 1)
+    return len(lacking)
+
+
+def missing(session: Session) -> list[int]:
+    """Return the numbers of the frames that the stage does not have."""
+    assert session.index is not None
+    stage = stage_of(session)
+    return [number for number in range(len(session.index.frames)) if stage is None or not stage.has(number)]
+
+
+def _first_answer(session: Session, places: Sequence[FrameSource], offset: int, length: int,
+                  digest: str | None = None) -> bytes:
+    """Return the bytes from the first place that has them right."""
+    assert session.release is not None
+    reasons = []
+    for place in places:
+        try:
+            data = place.read(offset, length)
+        except RerootError as error:
+            reasons.append(f"{place.name}: {error.sentence}")
+            continue
+        if digest is None or sha256(data) == digest:
+            return data
+        reasons.append(f"{place.name}: it sent other bytes than the release says")
+    for reason in reasons:
+        session.log.say("disks", reason)
+    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons) or 'none is named'})"
+                       "; check that one of them runs and that the release is in its store")
+
+
+# -- the recovery image, for an installation -----------------------------------------------------------------
+
+
+def recovery_files(session: Session) -> dict[str, Path]:
+    """Fetch the recovery image that the order names, in memory, every part checked; returns title -> file."""
+    wanted = session.ordered.recovery
+    assert wanted is not None and session.catalogue is not None
+    manifest = session.catalogue.fetch(wanted.target)
+    if sha256(manifest) != wanted.digest:
+        raise TrustError(f"the catalogue's {wanted.target} is not the recovery image that the order names; issue the "
+                         "order again")
+    folder = session.places.scratch / "image"
+    durable.make_folder(folder)
+    return {title: fetch_part(content_urls(session), folder / title, digest, size,
+                              lambda text: session.log.say("bootloader", text))
+            for title, (digest, size) in parts(manifest, STARTED).items()}
+
+
+def fetch_part(urls: Iterable[str], into: Path, digest: str, size: int, say: Callable[[str], None]) -> Path:
+    """Fetch one blob of `size` bytes from the first content server that gives it whole; returns `into`."""
+    reasons = []
+    for url in urls:
+        client = Client(url)
+        try:
+            _stream(client, into, digest, size)
+            say(f"{into.name}: {size >> 10} KiB from {url}")
+            return into
+        except RerootError as error:
+            reasons.append(error.sentence)
+        finally:
+            client.close()
+    raise NetworkError(f"no content server gives {into.name} of the recovery image ({'; '.join(reasons)}); check "
+                       "that one of them runs")
+
+
+def _stream(client: Client, into: Path, digest: str, size: int) -> None:
+    from imaging.sources import PATIENCE_S, SLOWEST
+
+    hasher, got = hashlib.sha256(), 0
+    with into.open("wb") as stream:
+        for piece in client.stream(f"/v2/reroot/blobs/{digest}", deadline_s=PATIENCE_S + size / SLOWEST):
+            got += len(piece)
+            if got > size:
+                break
+            hasher.update(piece)
+            stream.write(piece)
+    if got != size or "sha256:" + hasher.hexdigest() != digest:
+        raise CorruptError(f"{client.base_url} gives other bytes for {into.name} than its digest says")
