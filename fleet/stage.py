@@ -1,0 +1,208 @@
+"""Staging (I/O): everything recovery will need, fetched and verified while the host still works.
+
+In: a verified order. Out: the release's frames and the recovery image's parts below /local/recover/stage, recovery in
+the boot area, the order beside it, and one boot of recovery armed. Until that last step nothing has changed for the
+host; a stage that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imaging import recovery_manifest
+from plumbing import durable
+from plumbing.digest import sha256
+from plumbing.errors import NetworkError, RefusedError, RerootError, TrustError
+from recovery import bootloader, disks, firststage
+from recovery.identity import AGENT, Identity
+from recovery.log import Log, size
+from recovery.order import Order
+from recovery.phases.content import fetch_part
+from recovery.report import Reporter
+from recovery.tickets import held, still_held
+
+if TYPE_CHECKING:
+    from imaging.index import Index
+    from imaging.release import Release
+    from imaging.sources import FrameSource
+    from imaging.trusted import TrustedCatalogue
+    from throttle.client import Ticket
+
+FETCHERS, WINDOW = 2, 16
+"""Frames are fetched by so many threads, so many at a time: 16 frames are at most 64 MiB."""
+SLACK_BYTES = 64 << 20
+"""Room to leave on /local beyond the stage, for the precious archive's own check to work with."""
+
+
+def catalogue(identity: Identity, local: Path) -> TrustedCatalogue:
+    """Return the site's catalogue as this host's trust root sees it now."""
+    from imaging.trusted import TrustedCatalogue
+
+    cache = local / "recover/trust"
+    durable.make_folder(cache, 0o700)
+    return TrustedCatalogue((local / AGENT / "root.json").read_bytes(), f"{identity.control}/catalogue/metadata/",
+                            f"{identity.control}/catalogue/targets/", cache)
+
+
+def discard(recover: Path) -> None:
+    """Remove the stage: the system it was for is up and well."""
+    shutil.rmtree(recover / "stage", ignore_errors=True)
+
+
+class Stager:
+    """One order on one host."""
+
+    def __init__(self, order: Order, identity: Identity, local: Path, log: Log, reporter: Reporter) -> None:
+        self.order, self.identity, self.local, self.log, self.reporter = order, identity, local, log, reporter
+        self.folder = local / "recover/stage"
+        self.believed = catalogue(identity, local)
+
+    def run(self, envelope: bytes) -> dict[str, object]:
+        """Do all of it; returns figures for the report. Raises RerootError, with the host as it was."""
+        self._refuse()
+        durable.make_folder(self.folder, 0o700)
+        told: dict[str, object] = self._frames()
+        told["recovery_bytes"] = self._recovery()
+        durable.write_file(self.local / "recover/order.json", envelope, 0o600)
+        with self._boot_area() as area:
+            bootloader.boot_once(area, "recovery")
+        return told
+
+    def _refuse(self) -> None:
+        """Refuse what recovery could only refuse too, with this host down meanwhile."""
+        if self.order.mode != "upgrade" or self.order.disks is None:
+            raise RefusedError(f"order {self.order.id} is to {self.order.mode} this host, which a living host does not "
+                               "do to itself; boot it from the network, or issue an upgrade")
+        if self.order.disks.local is None:
+            raise RefusedError(f"order {self.order.id} names no /local and recovery needs one for what is precious; "
+                               "give this host a /local partition, or order an install")
+        disks.require_makeable(self.order.disks.root.fstype)
+
+    # -- the release -----------------------------------------------------------------------------------------
+
+    def _manifest(self, target: str, digest: str) -> bytes:
+        manifest = self.believed.fetch(target)
+        if sha256(manifest) != digest:
+            raise TrustError(f"the catalogue's {target} is not what order {self.order.id} names; issue the order again")
+        return manifest
+
+    def _frames(self) -> dict[str, object]:
+        from imaging.release import Release
+
+        assert self.order.release is not None
+        release = Release.parse(self._manifest(self.order.release.target, self.order.release.digest))
+        there = self._drop_others(release.layer_digest.removeprefix("sha256:"))
+        disks.require_space(self.folder, max(0, release.layer_size - there) + SLACK_BYTES,
+                            f"the stage of release {release.ref}")
+        with self._tickets() as tickets:
+            return self._fetch(release, tickets)
+
+    def _drop_others(self, stem: str) -> int:
+        """Remove what was staged of other releases; returns the bytes on disk of this one's stage."""
+        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.have")):
+            if path.stem != stem:
+                path.unlink(missing_ok=True)
+        part = self.folder / f"{stem}.part"
+        return part.lstat().st_blocks * 512 if part.exists() else 0
+
+    @contextmanager
+    def _tickets(self) -> Iterator[tuple[Ticket, ...]]:
+        """Hold a ticket of every service the order names."""
+        with held(self.identity, self.order.services, lambda text: self.log.say("stage", text)) as found:
+            self.reporter.send("stage", "progress", {"tickets": [ticket.ticket for ticket in found]})
+            yield found
+
+    def _fetch(self, release: Release, tickets: tuple[Ticket, ...]) -> dict[str, object]:
+        from imaging.fetch import FrameFetcher
+        from imaging.sources import HttpSource, StageWriter
+
+        urls = (ticket.url for ticket in tickets if ticket.url)
+        places = tuple(dict.fromkeys((*urls, *self.order.content, self.order.control)))
+        sources: list[FrameSource] = [HttpSource(url, release.layer_digest) for url in places]
+        packed, index = _index(sources, release)
+        fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
+        with StageWriter(self.folder, release.layer_digest) as stage:
+            todo = [number for number in range(len(index.frames)) if not stage.has(number)]
+            total = sum(index.frames[number].length for number in todo)
+            self.log.say("stage", f"{release.ref}: {len(todo)} of {len(index.frames)} frames to fetch, {size(total)}")
+            stage.put(release.index_offset, packed)
+            done = 0
+            with ThreadPoolExecutor(FETCHERS) as pool:
+                # a window, so that frames do not pile up in memory while the disk is slower than the network
+                for start in range(0, len(todo), WINDOW):
+                    still_held(tickets)
+                    numbers = todo[start:start + WINDOW]
+                    for number, data in zip(numbers, pool.map(fetcher.frame, (index.frames[n] for n in numbers)),
+                                            strict=True):
+                        stage.put(index.frames[number].offset, data, number)
+                        done += len(data)
+                    self.reporter.send("stage", "progress", {"done": done, "total": total})
+        return {"frames": len(todo), "bytes": total}
+
+    # -- the recovery image ----------------------------------------------------------------------------------
+
+    def _recovery(self) -> int:
+        """Fetch the recovery image and make it startable beside the host's own system; returns its bytes."""
+        if self.order.recovery is None:
+            raise RefusedError(f"order {self.order.id} names no recovery image; issue it again with --recovery")
+        manifest = self._manifest(self.order.recovery.target, self.order.recovery.digest)
+        parts = recovery_manifest.parts(manifest, recovery_manifest.STARTED)
+        folder = self.folder / "image"
+        durable.make_folder(folder)
+        urls = tuple(dict.fromkeys((*self.order.content, self.order.control)))
+        image = {title: fetch_part(urls, folder / title, digest, length, lambda text: self.log.say("stage", text))
+                 for title, (digest, length) in parts.items()}
+        self._install(image)
+        return sum(length for _, length in parts.values())
+
+    def _install(self, image: Mapping[str, Path]) -> None:
+        assert self.order.disks is not None
+        found = disks.find_all(disks.inventory(), self.order.disks)
+        root = disks.identify(found.root.device)
+        assert root is not None
+        consoles = tuple(word for word in Path("/proc/cmdline").read_text().split() if word.startswith("console="))
+        system = bootloader.find_system(Path("/"), found.root.partuuid, root.uuid, extra=consoles)
+        spec = bootloader.BootSpec(self.order.host, found.root.partuuid, root.uuid,
+                                   found.local.partuuid if found.local else None, self.order.control, system)
+        files = bootloader.RecoveryFiles(image["vmlinuz"], image["initrd.img"], image["grubx64.efi"])
+        with self._boot_area() as area:
+            bootloader.install(area, files, spec, when_unset="system")
+        disk = next(disk for disk in disks.inventory() if disk.device == found.boot.disk_device)
+        firststage.install(disk, found.boot.partuuid, image, uefi=Path("/sys/firmware/efi").is_dir(),
+                           say=lambda text: self.log.say("stage", text))
+
+    @contextmanager
+    def _boot_area(self) -> Iterator[Path]:
+        """Yield the ESP mounted for writing: where the host has it, else somewhere of our own."""
+        assert self.order.disks is not None
+        boot = disks.find_all(disks.inventory(), self.order.disks).boot
+        for line in Path("/proc/mounts").read_text().splitlines():
+            device, point, _, options = line.split()[:4]
+            if Path(device).resolve() == boot.device and "rw" in options.split(","):
+                yield Path(point)
+                return
+        with disks.mounted(boot.device, Path("/run/reroot/boot"), "vfat") as area:
+            yield area
+
+
+def _index(sources: Sequence[FrameSource], release: Release) -> tuple[bytes, Index]:
+    """Return the release's index, packed and read, from the first source that gives the bytes it was signed for."""
+    reasons = []
+    for source in sources:
+        try:
+            packed = source.read(release.index_offset, release.index_length)
+            return packed, release.read_index(packed)
+        except RerootError as error:
+            reasons.append(f"{source.name}: {error.sentence}")
+    raise NetworkError(f"no content server has the release ({'; '.join(reasons)}); check that one of them runs")
+
+
+def prepare(order: Order, envelope: bytes, identity: Identity, local: Path, log: Log,
+            reporter: Reporter) -> dict[str, object]:
+    """Stage `order` and arm one boot of recovery; returns figures for the report."""
+    return Stager(order, identity, local, log, reporter).run(envelope)

@@ -1,0 +1,205 @@
+"""Staging a real release from a real `reroot serve`: cut, resumed, refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from servers import Machine, Server, free_port, make_site, serving, wait_until
+
+from fleet import agent
+from fleet.stage import WINDOW, Stager
+from imaging.capture import capture
+from imaging.catalogue import Catalogue
+from imaging.release import Release
+from imaging.sources import StageSource
+from imaging.store import Store
+from plumbing import clock
+from plumbing.errors import BusyError, NetworkError, RefusedError, TrustError
+from recovery import identity, tickets
+from recovery.log import Log
+from recovery.order import Disks, Order, PartitionRef, Target
+from recovery.order import Machine as OrderMachine
+from recovery.report import Reporter
+from throttle import client as throttle
+from throttle.client import Ticket, _Life
+
+TARGET = "releases/debian/13.1/amd64.json"
+_NUMBERS = itertools.count(1)
+ORDER_ID = "6f1d5f0e-5b0b-4d53-9f0b-8f1d6a2c7e11"
+
+
+@dataclass
+class Bench:
+    """An enrolled host, a release of many frames, and an order that names it."""
+
+    server: Server
+    machine: Machine
+    local: Path
+    release: Release
+    order: Order
+    out: io.StringIO
+
+    def stager(self, reporter: Reporter | None = None, **changes: object) -> Stager:
+        found, log = identity.load(self.local), Log([self.out])
+        assert found is not None
+        order = replace(self.order, **changes)  # type: ignore[arg-type]
+        made = Stager(order, found, self.local, log, reporter or Reporter(log))
+        made.folder.mkdir(exist_ok=True)
+        return made
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Release]]:
+    """One site with one release for all tests here; each brings its own host."""
+    folder = tmp_path_factory.mktemp("site")
+    site = make_site(folder / "site")
+    site.tickettab.write_text("service root-dump 2\ncontrol 2\n")
+    tree = folder / "tree"
+    tree.mkdir()
+    for number in range(24):
+        (tree / f"{number}").write_bytes(os.urandom(1 << 20))
+    manifest = capture(tree, Store(site.store), name="debian", version="13.1", arch="amd64", level=1)
+    Catalogue(site.catalogue, site.keys).publish(TARGET, manifest)
+    with serving(site) as server:
+        yield server, Release.parse(manifest)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, running: tuple[Server, Release]) -> Bench:
+    server, release = running
+    number = next(_NUMBERS)
+    machine = Machine(server, f"host{number}", f"52:54:00:00:00:{number:02x}")
+    root = server.site.root / "catalogue/metadata/1.root.json"
+    agent.enrol(machine.name, server.api, [server.content], machine.add(), root.read_bytes(), tmp_path)
+    now, part = clock.wall(), PartitionRef("0" * 8 + "-0000-4000-8000-" + "0" * 12, "D1", "ext4")
+    order = Order(
+        id=ORDER_ID, host=machine.name, mode="upgrade", machine=OrderMachine((machine.mac,), None),
+        release=Target(TARGET, release.digest), recovery=None, disks=Disks(part, part, part), layout=None,
+        precious={}, services=("root-dump",), control=server.api, content=(server.content,), mail=None, attempts=3,
+        level=None, issued=clock.iso(now), expires=clock.iso(now + 600), nonce="n" * 16)
+    return Bench(server, machine, tmp_path, release, order, io.StringIO())
+
+
+class _Cut(Reporter):
+    """Cuts the stage short when the first window of frames is in."""
+
+    def send(self, phase: str, event: str, data: Mapping[str, object] | None = None,
+             message: str | None = None) -> None:
+        if data and "done" in data:
+            raise NetworkError("the line was cut")
+
+
+def test_a_release_is_staged_and_a_cut_one_goes_on(bench: Bench) -> None:
+    with pytest.raises(NetworkError, match="cut"):
+        bench.stager(_Cut(Log([bench.out])))._frames()
+    stage = bench.local / "recover/stage"
+    had = StageSource(stage, bench.release.layer_digest)
+    index = bench.release.read_index(had.read(bench.release.index_offset, bench.release.index_length))
+    present = [number for number in range(len(index.frames)) if had.has(number)]
+    had.close()
+    assert len(present) == WINDOW < len(index.frames)
+    told = bench.stager()._frames()
+    assert told["frames"] == len(index.frames) - WINDOW
+    whole = StageSource(stage, bench.release.layer_digest)
+    from blake3 import blake3
+
+    for frame in index.frames:
+        assert blake3(whole.read(frame.offset, frame.length)).digest() == frame.digest
+    whole.close()
+    assert bench.stager()._frames()["frames"] == 0
+
+
+def test_what_is_staged_already_needs_no_room_and_other_releases_make_room(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.stager()._frames()
+    other = bench.local / "recover/stage" / f"{'0' * 64}.part"
+    other.write_bytes(b"an older release")
+    asked: list[int] = []
+    from recovery import disks
+
+    monkeypatch.setattr(disks, "require_space", lambda path, needed, purpose: asked.append(needed))
+    bench.stager()._frames()
+    assert not other.exists()
+    assert asked[0] < bench.release.layer_size // 2 + (64 << 20)
+
+
+def test_another_release_than_the_order_names_is_refused(bench: Bench) -> None:
+    with pytest.raises(TrustError, match="is not what order"):
+        bench.stager(release=Target(TARGET, "sha256:" + "1" * 64))._frames()
+    assert list((bench.local / "recover/stage").iterdir()) == []
+
+
+def test_a_dead_content_server_is_not_the_end_and_two_are(bench: Bench) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    frames = bench.stager(content=(dead, bench.server.content))._frames()["frames"]
+    assert isinstance(frames, int) and frames > WINDOW
+    with pytest.raises(NetworkError, match="no content server has the release"):
+        bench.stager(content=(dead,), control=dead, services=())._frames()
+
+
+def test_a_server_with_other_bytes_does_not_hide_a_good_one(bench: Bench) -> None:
+    """The catalogue's address answers with a page to everything it does not know; the next one has the release."""
+    store = Store(bench.server.site.store)
+    blob = store.blob_path(bench.release.layer_digest)
+    good = blob.read_bytes()
+    bench.stager()._frames()  # opens nothing that stays: the content server reads the file anew for each range
+    for path in (bench.local / "recover/stage").iterdir():
+        path.unlink()
+    blob.chmod(0o600)
+    with blob.open("r+b") as stream:
+        stream.seek(bench.release.index_offset)
+        stream.write(b"\0" * bench.release.index_length)
+    with pytest.raises(NetworkError, match="is not the one its manifest names"):
+        bench.stager()._frames()
+    blob.write_bytes(good)
+    assert bench.stager()._frames()["bytes"]
+
+
+def test_a_lost_ticket_stops_the_download(bench: Bench) -> None:
+    held = Ticket("control_001", "control", 1, 60.0, "", _Life(clock.monotonic() + 60))
+    tickets.still_held([held])
+    gone = replace(held, _life=_Life(clock.monotonic()))
+    with pytest.raises(BusyError, match="was lost"):
+        tickets.still_held([held, gone])
+
+
+def test_a_real_ticket_taken_back_stops_the_download(bench: Bench) -> None:
+    found = identity.load(bench.local)
+    assert found is not None
+    with tickets.held(found, ["root-dump"], lambda _: None) as held:
+        tickets.still_held(held)
+        throttle.give_back(found.client(), held[0].ticket)  # as the server does when it takes one back
+
+        def lost() -> bool:
+            try:
+                tickets.still_held(held)
+            except BusyError:
+                return True
+            return False
+
+        assert held[0].lifetime_s == 2
+        wait_until(lost)
+
+
+@pytest.mark.parametrize(("changes", "why"), [
+    ({"mode": "rescue", "disks": None}, "is to rescue this host"),
+    ({"mode": "install", "disks": None}, "is to install this host"),
+    ({"disks": "no local"}, "names no /local"),
+    ({"disks": "xfs"}, "ext4 roots, not xfs"),
+])
+def test_what_recovery_would_refuse_is_refused_before_the_reboot(
+        bench: Bench, changes: dict[str, object], why: str) -> None:
+    disks = bench.order.disks
+    assert disks is not None
+    variants = {"no local": replace(disks, local=None), "xfs": replace(disks, root=replace(disks.root, fstype="xfs"))}
+    if isinstance(changes.get("disks"), str):
+        changes = {"disks": variants[str(changes["disks"])]}
+    with pytest.raises(RefusedError, match=why):
+        bench.stager(**changes).run(b"")
+    assert not (bench.local / "recover/order.json").exists()
