@@ -1,0 +1,57 @@
+"""Requests to the control server as its administrator. I/O: reads the site's token, HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plumbing.errors import ConfigError, CorruptError
+from plumbing.http import Client
+
+SITE = Path("/var/lib/reroot")
+
+SiteOption = Annotated[Path, typer.Option("--site", envvar="REROOT_SITE", help="The site directory.")]
+ControlOption = Annotated[
+    str, typer.Option("--control", envvar="REROOT_CONTROL", help="The control server [public_url in reroot.toml].")]
+
+
+class Admin:
+    """One control server, asked with keys/admin.token of its site."""
+
+    def __init__(self, site: Path, control: str = "") -> None:
+        path = site / "keys" / "admin.token"
+        try:
+            token = path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+            raise ConfigError(f"{path} cannot be read ({why}); name the site with --site, or `reroot init` one, "
+                              "and be the user it belongs to") from error
+        if not control:
+            from control import config
+
+            control = config.load(site / "reroot.toml").server.public_url
+        self._client = Client(control, signer=lambda _method, _target, _body: {"Authorization": f"Bearer {token}"})
+
+    def get(self, path: str) -> dict[str, object]:
+        """Return the JSON object at /api/v1/admin + `path`; raises the error the server names."""
+        return _object(self._client.request("GET", f"/api/v1/admin{path}").accepted())
+
+    def post(self, path: str, value: object) -> dict[str, object]:
+        """POST `value` as JSON and return the answer."""
+        return _object(self._client.post_json(f"/api/v1/admin{path}", value).accepted())
+
+    def put(self, path: str, value: object) -> dict[str, object]:
+        """PUT `value` as JSON and return the answer."""
+        return _object(self._client.request("PUT", f"/api/v1/admin{path}", body=json.dumps(value).encode(),
+                                            headers={"Content-Type": "application/json"}).accepted())
+
+
+def _object(answer: object) -> dict[str, object]:
+    if answer is None:
+        return {}
+    if not isinstance(answer, dict):
+        raise CorruptError("the control server's answer is not a JSON object; are both of the same version?")
+    return answer

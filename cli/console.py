@@ -1,0 +1,42 @@
+"""From an error to a sentence and an exit code, for the small scripts beside `reroot`. I/O: stderr, exit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+from typer.main import get_command
+
+from plumbing.errors import EXIT_CODES, Kind, RerootError
+
+
+def usage(error: typer.TyperException) -> str:
+    """Return the sentence for a wrong command line; empty when the help was shown already, as for no words at all."""
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", Path(sys.argv[0]).name)
+    told = error.format_message().rstrip(".")
+    return f"{told}; `{path} --help` shows what it takes" if told else ""
+
+
+def finish(script: typer.Typer) -> NoReturn:
+    """Run `script` and exit: 0, or the code of the error it raised after printing its sentence; 130 after ^C."""
+    name = Path(sys.argv[0]).name
+    code = 0
+    try:
+        get_command(script)(prog_name=name, standalone_mode=False)
+    except RerootError as error:
+        print(f"{name}: {error.sentence}", file=sys.stderr)
+        code = error.exit_code
+    except typer.Exit as leaving:
+        code = leaving.exit_code
+    except typer.TyperException as error:
+        print(f"{name}: {usage(error)}", file=sys.stderr)
+        code = EXIT_CODES[Kind.USAGE]
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stdout = None
+        code = 141
+    sys.exit(code)

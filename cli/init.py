@@ -1,0 +1,28 @@
+"""`reroot init DIR`: a new site. I/O: the directory, stdout."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where the site shall be; must not exist or be empty.")],
+    url: Annotated[str, typer.Option(help="What hosts call this server [http://THIS-MACHINE:8080].")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a new site: keys, catalogue, store, and configuration files with examples."""
+    from control import site
+
+    made = site.init(directory, url or f"http://{socket.gethostname()}:8080")
+    if as_json:
+        print(json.dumps({"site": str(made.root), "config": str(made.config)}))
+        return
+    print(f"{made.root} is ready.")
+    print(f"  {made.config}: check public_url")
+    print(f"  {made.keys}: root.pem and targets.pem belong on a disk that is not here; copy them, then remove them")
+    print(f"  next: reroot serve --site {made.root}")

@@ -1,0 +1,117 @@
+"""`reroot`: finds the command's module, runs it, and says what went wrong in one sentence. I/O: stderr, exit code.
+
+Groups are imported when they are named, so that `reroot ticket get` on a slow host does not load a web server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
+
+from cli import console
+from plumbing.errors import EXIT_CODES, Kind, RerootError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command lives: an attribute of a module, a Typer group or a function."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "init": Entry("cli.init", "init", "Make a new site directory with keys, store and catalogue."),
+    "serve": Entry("cli.serve", "serve", "Run the control server of a site."),
+    "image": Entry("cli.image", "app", "Build, list, verify, copy releases."),
+    "recovery": Entry("cli.recovery", "app", "Build the recovery image and see what is in it."),
+    "host": Entry("cli.host", "app", "The machines: add, enrol, list, show, order, rescue."),
+    "class": Entry("cli.classes", "app", "Host classes and expressions over them."),
+    "level": Entry("cli.level", "app", "Levels: what hosts have reached."),
+    "precious": Entry("cli.precious", "app", "What survives: every rule, and where it comes from."),
+    "plan": Entry("cli.plan", "plan", "How far apart, how long, how many at risk."),
+    "simulate": Entry("cli.simulate", "simulate", "Run a rollout against made-up hosts."),
+    "rollout": Entry("cli.rollout", "app", "Start, watch, pause, halt a rollout."),
+    "ticket": Entry("cli.ticket", "app", "Get, return, renew tickets."),
+    "lab": Entry("cli.lab", "app", "Virtual machines and networks to try it all."),
+}
+"""Every command that `reroot` may have; those whose module is not there are neither shown nor run."""
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands of this installation, in the order of COMMANDS."""
+        return [name for name, entry in COMMANDS.items() if _exists(entry.module)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return one command, or None."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None or not _exists(entry.module):
+            return None
+        found = getattr(importlib.import_module(entry.module), entry.attribute)
+        holder = typer.Typer(add_completion=False)
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=cmd_name)
+            command = get_group(holder).commands[cmd_name]
+        else:
+            holder.command(name=cmd_name)(found)
+            command = get_command(holder)
+        command.short_help = entry.help
+        return command
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True,
+                  help="Give every machine of a fleet a new root filesystem, and lose nothing precious.")
+
+
+@app.callback()
+def _root() -> None:
+    """Give every machine of a fleet a new root filesystem, and lose nothing precious."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors are printed, not raised."""
+    as_json = "--json" in arguments
+    try:
+        result = get_command(app)(args=list(arguments), prog_name="reroot", standalone_mode=False)
+    except RerootError as error:
+        _complain(error.kind, error.sentence, as_json=as_json)
+        return error.exit_code
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except typer.TyperException as error:  # a wrong option or argument
+        if sentence := console.usage(error):
+            _complain(Kind.USAGE, sentence, as_json=as_json)
+        return EXIT_CODES[Kind.USAGE]
+    except BrokenPipeError:
+        sys.stdout = None  # the reader went away, as `| head` does
+        return 141
+    return result if isinstance(result, int) else 0
+
+
+def _complain(kind: Kind, sentence: str, *, as_json: bool) -> None:
+    line = json.dumps({"kind": kind.value, "value": sentence}) if as_json else f"reroot: {sentence}"
+    print(line, file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """Run `reroot` with the process's arguments."""
+    sys.exit(run(sys.argv[1:]))

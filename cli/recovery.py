@@ -1,0 +1,90 @@
+"""`reroot recovery …`: build the recovery image, show what it weighs. I/O: the site's store and catalogue, stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.admin import SITE, SiteOption
+from plumbing.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="The recovery image: what runs while a host has no root.")
+
+RefArgument = Annotated[
+    str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The recovery image; /ARCH may be left out.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
+
+
+@app.command()
+def build(
+    image: RefArgument,
+    kernel_package: Annotated[
+        str, typer.Option(help="The distribution's kernel package, or a metapackage.")] = "linux-image-cloud-amd64",
+    kernel_root: Annotated[
+        Path | None, typer.Option(help="A root with /boot/vmlinuz-* and /lib/modules, instead.")] = None,
+    budget: Annotated[int, typer.Option(min=1, max=1024, help="MiB that the initramfs may weigh.")] = 16,
+    level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: 19 takes half a minute, 3 a second.")] = 19,
+    cache: Annotated[Path | None, typer.Option(help="Where kernel packages are kept.", show_default=False)] = None,
+    site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Build a recovery image into the site's store and publish it in the catalogue."""
+    from control.site import Site
+    from imaging import recovery_manifest
+    from imaging.catalogue import Catalogue
+    from imaging.recovery_image import build as building
+    from imaging.recovery_image import kernel as kernels
+    from imaging.store import Store
+
+    name, version, arch = _split(image)
+    opened = Site.open(site)
+    kernel = kernels.from_root(kernel_root) if kernel_root is not None else kernels.from_package(
+        cache or _cache(), kernel_package)
+    catalogue = Catalogue(opened.catalogue, opened.keys)
+    recipe = building.Recipe(name, version, arch, kernel, catalogue.root_json(), budget_bytes=budget << 20, level=level)
+    made = building.make(recipe, say=lambda text: None if as_json else print(text))
+    manifest = building.publish(Store(opened.store), recipe, made)
+    target = recovery_manifest.target(name, version, arch)
+    catalogue.publish(target, manifest)
+    sizes = {title: len(data) for title, data in made.parts.items()}
+    if as_json:
+        print(json.dumps({"target": target, "kernel": kernel.release, "sizes": sizes}, indent=1))
+        return
+    print(made.ledger.table())
+    print("\n".join(f"{title:<16} {size / 1024:>8.0f} KiB" for title, size in sizes.items()))
+    print(f"published as {target}")
+
+
+@app.command()
+def ledger(image: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False) -> None:
+    """Show what each part of a recovery image weighs and why it is in."""
+    from control.site import Site
+    from imaging import recovery_manifest
+    from imaging.recovery_image.ledger import Ledger
+    from imaging.store import Store
+
+    name, version, arch = _split(image)
+    store = Store(Site.open(site).store)
+    digest, _size = recovery_manifest.parts(store.manifest(recovery_manifest.ref(name, version, arch)))["ledger.json"]
+    found = Ledger.from_json(store.read_json_blob(digest))
+    print(json.dumps(asdict(found), indent=1) if as_json else found.table())
+
+
+def _split(image: str) -> tuple[str, str, str]:
+    from imaging.release import check_word
+
+    words = image.split("/")
+    if len(words) == 2:
+        words.append("amd64")
+    if len(words) != 3 or not all(words):
+        raise UsageError(f"{image!r} names no recovery image; write NAME/VERSION[/ARCH], such as debian/1")
+    return check_word(words[0], "name"), check_word(words[1], "version"), check_word(words[2], "arch")
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "reroot" / "kernels"

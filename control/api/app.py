@@ -1,0 +1,83 @@
+"""The application: every router, and one shape for every error; I/O through its routers."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from control.api import admin, boot, hosts, rollouts, tickets
+from control.book import ConflictError
+from control.database import unwritable
+from control.parts import Parts
+from plumbing.errors import BusyError, DiskError, Kind, RerootError
+
+log = logging.getLogger("reroot.api")
+
+STATUSES: dict[Kind, int] = {
+    Kind.USAGE: 400, Kind.CORRUPT: 400, Kind.TRUST: 401, Kind.REFUSED: 403, Kind.NOT_FOUND: 404, Kind.BUSY: 429,
+    Kind.NETWORK: 502, Kind.CONFIG: 500, Kind.DISK: 500, Kind.COMMAND: 500, Kind.INTERNAL: 500,
+}
+_KINDS = {400: Kind.USAGE, 401: Kind.TRUST, 403: Kind.REFUSED, 404: Kind.NOT_FOUND, 405: Kind.USAGE, 413: Kind.USAGE,
+          422: Kind.USAGE}
+
+
+def application(parts: Parts) -> FastAPI:
+    """Return the API over `parts`."""
+    app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.parts = parts
+    for router in (hosts.router, tickets.router, boot.router, rollouts.router, admin.router):
+        app.include_router(router)
+    app.add_exception_handler(RerootError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(Exception, _unknown)
+    return app
+
+
+def _answer(status: int, kind: Kind, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"kind": kind.value, "value": sentence}, status, headers)
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RerootError)
+    status = STATUSES[error.kind]
+    headers = {}
+    if isinstance(error, ConflictError):
+        status = 409
+    elif isinstance(error, BusyError):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if status >= 500:
+        log.error("%s %s: %s", request.method, request.url.path, error.sentence)
+    return _answer(status, error.kind, error.sentence, headers)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _answer(400, Kind.USAGE, f"the request's {where} will not do: {first['msg']}")
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _KINDS.get(error.status_code, Kind.INTERNAL)
+    words = "there is nothing here" if error.status_code == 404 else str(error.detail)
+    sentence = f"{words} ({request.method} request); check names and spelling"
+    return _answer(error.status_code, kind, sentence, dict(error.headers or {}))
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OperationalError)
+    return await _known(request, DiskError(unwritable(error)))
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    # Starlette logs the traceback of what ends here; the caller learns only where to look.
+    return _answer(500, Kind.INTERNAL, "the server failed at this; its log says where")

@@ -1,0 +1,88 @@
+"""What every signed or administrative request passes before its handler: size, signature, token; I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, TypeVar
+
+from fastapi import Depends
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from control import auth
+from control.parts import parts_of
+from plumbing import clock
+from plumbing.errors import TrustError, UsageError
+
+MAX_BODY_BYTES = 1 << 20
+MAX_LENGTH_S = 10 * 366 * 86_400
+"""No length of time that anybody asks for is longer: ten years, in seconds."""
+
+Length = Annotated[float, Field(gt=0, le=MAX_LENGTH_S)]
+Interval = Annotated[float, Field(ge=0, le=MAX_LENGTH_S)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+M = TypeVar("M", bound="Body")
+
+
+class Body(BaseModel):
+    """A request's JSON object; a key nobody knows is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body, at most MAX_BODY_BYTES of it, whatever the headers promise."""
+    pieces, total = [], 0
+    async for piece in request.stream():
+        total += len(piece)
+        if total > MAX_BODY_BYTES:
+            raise UsageError(f"the request's body is longer than {MAX_BODY_BYTES} bytes; send less")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def parse(model: type[M], body: bytes) -> M:
+    """Turn a body into `model`; raises UsageError naming the first key that is wrong."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise UsageError(sentence(error)) from error
+
+
+def sentence(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with a body."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"the request's {where or 'body'} will not do: {first['msg']}"
+
+
+class Signed:
+    """A request whose signature held: the host and the body it signed."""
+
+    def __init__(self, host: str, body: bytes) -> None:
+        self.host, self.body = host, body
+
+    def must_be(self, host: str) -> None:
+        """Raise TrustError when the path is another host's."""
+        if self.host != host:
+            raise TrustError(f"{self.host} signed a request for {host}; a host speaks for itself only")
+
+
+async def signed(request: Request) -> Signed:
+    """Check the signature of a request; raises TrustError."""
+    body = await read_body(request)
+    raw: bytes = request.scope["raw_path"]
+    query: bytes = request.scope["query_string"]
+    target = raw.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
+    host = await asyncio.to_thread(
+        auth.authenticate, parts_of(request).database, request.headers, request.method, target, body, clock.wall())
+    return Signed(host, body)
+
+
+async def admin(request: Request) -> None:
+    """Raise TrustError unless the request carries the admin token."""
+    auth.authorize_admin(request.headers.get("authorization"), parts_of(request).admin_token)
+
+
+SignedRequest = Annotated[Signed, Depends(signed)]
+AdminRequest = Depends(admin)

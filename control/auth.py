@@ -1,0 +1,131 @@
+"""Who is asking: hosts by signature, machines without a key by a one-time secret, administrators by token; I/O.
+
+The rules of the signature itself are plumbing.hostauth; this module adds what needs a memory: keys, nonces, claims.
+The protocol is docs/protocols/host-api.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from control.database import Database, EventRow, HostRow, NonceRow, OrderRow, TokenRow
+from control.progress import OPEN_STATES
+from plumbing import clock, hostauth
+from plumbing.errors import NotFoundError, TrustError, UsageError
+
+NONCE_MEMORY_S = 2 * hostauth.WINDOW_S
+TOKEN_LIFETIME_S = 86_400.0
+"""How long a token that `reroot host add` printed can be used, in seconds, unless it is told otherwise."""
+
+_NO_SUCH_SECRET = "no open enrolment has this secret; `reroot host add` or a new install order makes one"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What a machine says to become a host: its new public key, and a token or an install order's nonce."""
+
+    host: str
+    public_key: str
+    token: str | None = None
+    order: str | None = None
+    nonce: str | None = None
+
+
+def authenticate(
+    database: Database, headers: Mapping[str, str], method: str, target: str, body: bytes, now: float,
+) -> str:
+    """Return the name of the host that signed this request and did so for the first time; raises TrustError."""
+    claim = hostauth.read_claim(headers)
+    with database.reading() as session:
+        text = session.scalar(select(HostRow.public_key).where(HostRow.name == claim.host))
+    if text is None:
+        raise TrustError("the request is not signed by an enrolled host; enrol it with `reroot host add` first")
+    hostauth.verify(claim, Ed25519PublicKey.from_public_bytes(base64.b64decode(text)), now, method, target, body)
+    try:
+        with database.session() as session:
+            session.add(NonceRow(host=claim.host, nonce=claim.nonce, expires_s=now + NONCE_MEMORY_S))
+            session.flush()
+            session.execute(update(HostRow).where(HostRow.name == claim.host).values(seen_s=now))
+    except IntegrityError as error:
+        raise TrustError(f"the request was sent before; {claim.host} must sign each one anew") from error
+    return claim.host
+
+
+def forget_old_nonces(database: Database, now: float) -> None:
+    """Drop the nonces whose requests are too old to be accepted anyway."""
+    with database.session() as session:
+        session.execute(delete(NonceRow).where(NonceRow.expires_s < now))
+
+
+def authorize_admin(header: str | None, token: str) -> None:
+    """Raise TrustError unless `header` is "Bearer TOKEN"; takes the same time whatever was sent."""
+    sent = (header or "").removeprefix("Bearer ").strip()
+    if not hmac.compare_digest(sent.encode(), token.encode()):
+        raise TrustError("this path is for administrators; send the contents of keys/admin.token as bearer token")
+
+
+def make_token(database: Database, host: str, now: float, lifetime_s: float = TOKEN_LIFETIME_S) -> tuple[str, float]:
+    """Return a fresh enrolment token for `host` and its expiry (wall seconds); older open ones cease to be valid."""
+    token = secrets.token_urlsafe(24)
+    with database.session() as session:
+        session.execute(delete(TokenRow).where(TokenRow.host == host, TokenRow.claimed_by.is_(None)))
+        session.add(TokenRow(digest=_digest(token), host=host, expires_s=now + lifetime_s))
+        if session.get(HostRow, host) is None:
+            session.add(HostRow(name=host))
+    return token, now + lifetime_s
+
+
+def enrol(database: Database, wish: Enrolment, now: float) -> None:
+    """Accept a host's key, once per secret and inside its window; raises NotFoundError otherwise."""
+    _check_key(wish.public_key)
+    with database.session() as session:
+        secret = _token_row(session, wish, now) if wish.token else _order_row(session, wish, now)
+        if secret.claimed_by is not None:
+            if secret.claimed_by == wish.public_key:
+                return  # the same claim again: its answer was lost on the way
+            raise NotFoundError(_NO_SUCH_SECRET)
+        secret.claimed_by = wish.public_key
+        row = session.get(HostRow, wish.host) or HostRow(name=wish.host)
+        row.public_key, row.enrolled_s = wish.public_key, now
+        session.add(row)
+        session.add(EventRow(host=wish.host, order_id=wish.order, phase="enrol", event="done", at=clock.iso(now),
+                             received_s=now, data={"by": "token" if wish.token else "order",
+                                                   "key": _digest(wish.public_key)[:16]}))
+
+
+def _token_row(session: Session, wish: Enrolment, now: float) -> TokenRow:
+    row = session.get(TokenRow, _digest(wish.token or ""))
+    if row is None or row.host != wish.host or now >= row.expires_s:
+        raise NotFoundError(_NO_SUCH_SECRET)
+    return row
+
+
+def _order_row(session: Session, wish: Enrolment, now: float) -> OrderRow:
+    row = session.get(OrderRow, wish.order or "")
+    usable = row is not None and row.host == wish.host and row.mode == "install" and now < row.expires_s and (
+        row.state in OPEN_STATES or (row.state == "failed" and row.recovering))
+    if row is None or not usable or not hmac.compare_digest(row.nonce.encode(), (wish.nonce or "").encode()):
+        raise NotFoundError(_NO_SUCH_SECRET)
+    return row
+
+
+def _check_key(text: str) -> None:
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error) as error:
+        raise UsageError("public_key must be the base64 of an Ed25519 key's 32 bytes") from error
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

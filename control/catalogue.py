@@ -1,0 +1,34 @@
+"""The site's TUF repository as the server uses it: read targets, keep the online roles fresh; I/O."""
+
+from __future__ import annotations
+
+import json
+
+from control.site import Site
+from imaging.catalogue import Catalogue
+from plumbing import clock
+from plumbing.errors import TrustError
+
+
+class SiteCatalogue:
+    """One site's catalogue."""
+
+    def __init__(self, site: Site) -> None:
+        self._catalogue = Catalogue(site.catalogue, site.keys)
+        self._keys = site.keys
+
+    def read(self, path: str) -> bytes:
+        """Return a published target's bytes; raises NotFoundError."""
+        return self._catalogue.read(path)
+
+    def paths(self) -> list[str]:
+        """Return the paths of everything published."""
+        return list(self._catalogue.listed())
+
+    def refresh(self) -> None:
+        """Sign what is about to expire; raises TrustError when the root expired, ConfigError when a key is missing."""
+        expires = json.loads(self._catalogue.root_json())["signed"]["expires"]
+        if clock.from_iso(expires) <= clock.wall():
+            raise TrustError(f"the catalogue's root expired at {expires} and no host accepts it; renew it with the "
+                             f"root key in {self._keys}, or set this machine's clock")
+        self._catalogue.refresh()

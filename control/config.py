@@ -1,0 +1,255 @@
+"""The site's one configuration file, reroot.toml, as values; I/O: reads that file, nothing else.
+
+Every key is documented in docs/config.md, and a test compares the two. A key that does not exist is refused with the
+nearest one that does: a misspelt limit must not silently become no limit.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fleet.tomltext import line_of
+from plumbing.errors import ConfigError
+from plumbing.spelling import hint
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+        if not 0 < int(port) <= 65535:
+            raise ValueError(port)
+    except ValueError as error:
+        raise ValueError("write it as ADDRESS:PORT, such as 0.0.0.0:8080") from error
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise ValueError("write it as http://name:port")
+    return text.rstrip("/")
+
+
+Listen = Annotated[str, AfterValidator(_listen)]
+Url = Annotated[str, AfterValidator(_url)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Split "ADDRESS:PORT" (IPv6 in brackets) as the configuration accepted it."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Section(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ServerSection(Section):
+    """[server]: where the control server listens and what hosts call it."""
+
+    api: Listen = "0.0.0.0:8080"
+    content: Listen = "0.0.0.0:8081"
+    public_url: Url
+    content_urls: tuple[Url, ...] = ()
+    content_processes: int = Field(default=1, ge=1, le=64)
+    database: str = ""
+    log: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Gateway(Section):
+    """One SMTP server that a host in trouble may reach."""
+
+    host: str = Field(min_length=1)
+    port: int = Field(default=25, ge=1, le=65535)
+
+
+class MailSection(Section):
+    """[mail]: whom a host that cannot go on tells, and through which servers."""
+
+    sender: str = ""
+    to: tuple[str, ...] = ()
+    gateways: tuple[Gateway, ...] = ()
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.IPv4Address(text))
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.IPv4Network(text))
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+
+
+class Subnet(Section):
+    """One [[dhcp.subnet]]: a network this server is on, and what it tells machines there."""
+
+    interface: str = Field(min_length=1, max_length=15)
+    network: Network
+    server: Address
+    router: Address | None = None
+    first: Address | None = None
+    last: Address | None = None
+    dns: tuple[Address, ...] = ()
+    domain: str = ""
+
+
+class DhcpSection(Section):
+    """[dhcp]: answers to network boots, as the network's DHCP server or beside it."""
+
+    enabled: bool = False
+    mode: Literal["full", "proxy"] = "full"
+    known_only: bool = True
+    lease_s: int = Field(default=3600, ge=60)
+    subnet: tuple[Subnet, ...] = ()
+
+
+class BootSection(Section):
+    """[boot]: what a machine that boots from the network gets."""
+
+    stray: Literal["local", "rescue"] = "local"
+    recovery: str = ""
+    arguments: tuple[str, ...] = ("console=tty0", "console=ttyS0,115200")
+
+
+class TftpSection(Section):
+    """[tftp]: the boot files for firmware that has nothing better."""
+
+    enabled: bool = False
+    listen: Listen = "0.0.0.0:69"
+    max_transfers: int = Field(default=200, ge=1)
+
+
+class OrdersSection(Section):
+    """[orders]: what every order of this site says unless the command says otherwise."""
+
+    lifetime_s: Seconds = 86400.0
+    deadline_s: Seconds = 7200.0
+    attempts: int = Field(default=3, ge=1, le=20)
+    services: tuple[str, ...] = ()
+
+
+class RolloutSection(Section):
+    """[rollout]: how often the loop looks, and what a rollout assumes unless its start says otherwise."""
+
+    tick_s: Seconds = 1.0
+    update_time_s: Seconds = 1800.0
+    servers: int = Field(default=1, ge=1)
+    per_server: int = Field(default=5, ge=1)
+    blast_budget: int = Field(default=20, ge=1)
+    failure_budget: int = Field(default=3, ge=1)
+
+
+class CatalogueSection(Section):
+    """[catalogue]: the upkeep of the TUF repository's short-lived roles."""
+
+    refresh_s: Seconds = 3600.0
+
+
+class Config(BaseSettings):
+    """The whole of reroot.toml."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    server: ServerSection
+    mail: MailSection = MailSection()
+    dhcp: DhcpSection = DhcpSection()
+    tftp: TftpSection = TftpSection()
+    boot: BootSection = BootSection()
+    orders: OrdersSection = OrdersSection()
+    rollout: RolloutSection = RolloutSection()
+    catalogue: CatalogueSection = CatalogueSection()
+    providers: dict[str, Url] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the file alone: what a server does is read in one place."""
+        return (init_settings,)
+
+    def content_urls(self) -> list[str]:
+        """Return the base URLs hosts fetch content from; by default public_url's name with the content port."""
+        if self.server.content_urls:
+            return list(self.server.content_urls)
+        parts = urlsplit(self.server.public_url)
+        name = parts.hostname or ""
+        bracketed = f"[{name}]" if ":" in name else name
+        return [f"{parts.scheme}://{bracketed}:{split_listen(self.server.content)[1]}"]
+
+
+    def provider_urls(self) -> dict[str, str]:
+        """Return where each ticket provider serves content; "control" is this server unless the file says otherwise."""
+        return {"control": self.content_urls()[0], **self.providers}
+
+
+def load(path: Path) -> Config:
+    """Read reroot.toml; raises ConfigError naming file, line and key."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; `reroot init DIR` makes a site with one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); it must be UTF-8 text this user may read") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Turn the file's text into values; `path` is for the error's sentence only."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return Config(**data)
+    except ValidationError as error:
+        raise ConfigError(_sentence(text, path, error)) from error
+
+
+def _sentence(text: str, path: Path, error: ValidationError) -> str:
+    # A misspelt key explains a missing one, so it comes first.
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    loc = list(first["loc"])
+    where = f"{path}, line {line_of(text, loc)}"
+    name = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        return f"{where}: there is no key {name!r}; {hint(str(loc[-1]), _valid_words(loc[:-1]))}"
+    if first["type"] == "missing":
+        return f"{where}: the key {name!r} is missing; docs/config.md describes it"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {name} = {first['input']!r} will not do: {message}"
+
+
+def _valid_words(loc: list[int | str]) -> list[str]:
+    """Return the keys that the table at `loc` may have, nearest model found by walking the annotations."""
+    model: type[BaseModel] = Config
+    for part in loc:
+        if isinstance(part, str):
+            model = _model_of(model.model_fields[part].annotation)
+    return sorted(model.model_fields)
+
+
+def _model_of(annotation: object) -> type[BaseModel]:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    raise TypeError(f"{annotation!r} holds no table")

@@ -1,0 +1,222 @@
+"""From "this host shall have that release" to a signed order on record.
+
+`build` is pure: values in, an Order out. `Issuer` is the I/O round it: catalogue, facts, policy files, key, database.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from control import book
+from control.config import Config, MailSection
+from control.database import Database, OrderRow
+from fleet.hosts import Host
+from imaging.keys import load_private
+from imaging.release import Release
+from plumbing import clock
+from plumbing.digest import sha256
+from plumbing.errors import ConfigError, RefusedError, UsageError
+from precious import policy
+from recovery import order as orders
+from recovery.order import Order, Target
+
+MODES = ("upgrade", "install", "rescue")
+
+
+class Targets(Protocol):
+    """What orders need of the catalogue."""
+
+    def read(self, path: str) -> bytes:
+        """Return a published target's bytes; raises NotFoundError."""
+
+    def paths(self) -> list[str]:
+        """Return the paths of everything published."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an administrator or a rollout asks for; None leaves the choice to the site."""
+
+    host: str
+    mode: str = "upgrade"
+    release: str | None = None
+    recovery: str | None = None
+    level: str | None = None
+    services: tuple[str, ...] | None = None
+    lifetime_s: float | None = None
+    deadline_s: float | None = None
+    replace: bool = False
+    rollout: str | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the site adds to every order; times are wall seconds."""
+
+    control: str
+    content: tuple[str, ...]
+    mail: MailSection
+    attempts: int
+    services: tuple[str, ...]
+    precious: Mapping[str, object]
+    issued_s: float
+    expires_s: float
+
+
+def build(
+    wish: Wish, host: Host, facts: Mapping[str, object], release: Target | None, recovery: Target | None, terms: Terms,
+) -> Order:
+    """Put one order together; raises RefusedError when the host cannot be told exactly what to do."""
+    if wish.mode not in MODES:
+        raise UsageError(f"an order's mode is one of {', '.join(MODES)}, not {wish.mode!r}")
+    macs = sorted(set(host.macs) | set(_macs(facts)))
+    serial = host.serial
+    if not macs and serial is None:
+        raise RefusedError(f"{host.name} has neither a MAC address nor a serial in hosts.toml and its agent reported "
+                           "none; add one, so that no other machine can take the order")
+    draft: dict[str, object] = {
+        "spec": 1, "id": str(uuid.uuid4()), "host": host.name, "mode": wish.mode,
+        "machine": {"macs": macs, "serial": serial},
+        "release": _target_json(release), "recovery": _target_json(recovery),
+        "disks": _disks(host, facts) if wish.mode == "upgrade" else None,
+        "layout": _layout(host) if wish.mode == "install" else None,
+        "precious": dict(terms.precious),
+        "services": list(wish.services if wish.services is not None else terms.services),
+        "control": terms.control, "content": list(terms.content), "mail": _mail(terms.mail),
+        "attempts": terms.attempts, "level": wish.level,
+        "issued": clock.iso(terms.issued_s), "expires": clock.iso(terms.expires_s),
+        "nonce": secrets.token_urlsafe(24),
+    }
+    # Read back through the host's own reader: an order it would refuse is never signed.
+    return Order.from_json(json.dumps(draft))
+
+
+def site_policy(path: Path) -> policy.Policy:
+    """Return the precious policy of a site's orders: the shipped rules, then those of `path`; raises ConfigError."""
+    layers = [policy.shipped()]
+    try:
+        layers.append((str(path), path.read_text("utf-8")))
+    except FileNotFoundError:
+        pass  # a site needs no rules of its own
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); it must be UTF-8 text this user may read") from error
+    return policy.load(layers)
+
+
+def target_path(kind: str, name: str, arch: str | None) -> str:
+    """Turn NAME/VERSION[/ARCH] or a whole target path into KIND/NAME/VERSION/ARCH.json; raises UsageError."""
+    parts = name.removeprefix(f"{kind}/").removesuffix(".json").split("/")
+    if len(parts) == 2 and arch:
+        parts.append(arch)
+    if len(parts) != 3 or not all(parts) or {".", ".."} & set(parts):
+        raise UsageError(f"{name!r} must be written NAME/VERSION/ARCH, such as debian/13.1/amd64")
+    return f"{kind}/{'/'.join(parts)}.json"
+
+
+class Issuer:
+    """Makes, signs and records orders for one site."""
+
+    def __init__(self, database: Database, targets: Targets, key_path: Path, policy_path: Path, config: Config) -> None:
+        self._database = database
+        self.targets = targets
+        self._key_path = key_path
+        self._policy_path = policy_path
+        self._config = config
+
+    def check(self) -> None:
+        """Raise ConfigError when the key or the precious policy is wrong, before anybody needs them."""
+        load_private(self._key_path)
+        site_policy(self._policy_path)
+
+    def check_release(self, release: str, recovery: str | None, members: Sequence[Host]) -> None:
+        """Raise what `issue` would when some of `members` cannot take this release or its recovery image."""
+        checked = set()
+        for host in members:
+            facts = book.facts_of(self._database, host.name)
+            key = (str(facts.get("arch")), host.recovery)
+            if key not in checked:
+                checked.add(key)
+                self._choose(Wish(host.name, release=release, recovery=recovery), host, facts)
+
+    def issue(self, wish: Wish, host: Host, now: float) -> OrderRow:
+        """Sign and record an order; raises what `build` raises, NotFoundError, ConfigError or ConflictError."""
+        facts = book.facts_of(self._database, host.name)
+        release = recovery = None
+        if wish.mode != "rescue" or wish.release:
+            release, recovery = self._choose(wish, host, facts)
+        limits = self._config.orders
+        expires_s = now + (wish.lifetime_s or limits.lifetime_s)
+        terms = Terms(
+            control=self._config.server.public_url, content=tuple(self._config.content_urls()), mail=self._config.mail,
+            attempts=limits.attempts, services=limits.services, precious=site_policy(self._policy_path).to_json(),
+            issued_s=now, expires_s=expires_s)
+        order = build(wish, host, facts, release, recovery, terms)
+        row = OrderRow(
+            id=order.id, host=host.name, mode=order.mode, state="active", level=order.level, nonce=order.nonce,
+            release=order.release.target if order.release else None,
+            digest=order.release.digest if order.release else None,
+            recovery=order.recovery.target if order.recovery else None,
+            envelope=orders.sign(order, load_private(self._key_path)), issued_s=now, expires_s=expires_s, changed_s=now,
+            deadline_s=now + min(wish.deadline_s or limits.deadline_s, expires_s - now), recovering=False,
+            rollout=wish.rollout)
+        book.add_order(self._database, row, replace=wish.replace, now=now)
+        return row
+
+    def _choose(self, wish: Wish, host: Host, facts: Mapping[str, object]) -> tuple[Target, Target]:
+        if not wish.release:
+            raise UsageError(f"the order for {host.name} names no release; add --release NAME/VERSION/ARCH")
+        arch = facts.get("arch")
+        path = target_path("releases", wish.release, arch if isinstance(arch, str) else None)
+        manifest = self.targets.read(path)
+        release = Release.parse(manifest)
+        if isinstance(arch, str) and arch != release.arch:
+            raise RefusedError(f"{host.name} is {arch} and {path} is for {release.arch}; choose another release")
+        named = wish.recovery or host.recovery or release.recovery
+        if not named:
+            raise UsageError(f"{path} names no recovery image; add --recovery NAME/VERSION/ARCH")
+        recovery_path = target_path("recovery", named, release.arch)
+        recovery = self.targets.read(recovery_path)
+        return Target(path, sha256(manifest)), Target(recovery_path, sha256(recovery))
+
+
+def _target_json(target: Target | None) -> dict[str, str] | None:
+    return {"target": target.target, "digest": target.digest} if target else None
+
+
+def _macs(facts: Mapping[str, object]) -> list[str]:
+    links = facts.get("links", [])
+    found = [link.get("mac") for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+    return [mac.lower() for mac in found if isinstance(mac, str) and orders.MAC.fullmatch(mac.lower())]
+
+
+def _disks(host: Host, facts: Mapping[str, object]) -> dict[str, object]:
+    disks = facts.get("disks")
+    if not isinstance(disks, dict):
+        raise RefusedError(f"{host.name} has not reported its disks; start its agent, or install it")
+    for name in ("root", "boot"):
+        if not isinstance(disks.get(name), dict):
+            raise RefusedError(f"{host.name} reported no {name} partition; an upgrade needs / and an EFI system "
+                               "partition mounted on plain partitions")
+    return {name: disks.get(name) for name in ("root", "local", "boot")}
+
+
+def _layout(host: Host) -> dict[str, object]:
+    if host.layout is None:
+        raise RefusedError(f"{host.name} has no [host.layout] in hosts.toml; an install needs to know which disk "
+                           "it may wipe")
+    parts: Sequence[dict[str, object]] = [
+        {"name": part.name, "size": part.size, "fs": part.fs} for part in host.layout.partitions]
+    return {"disk": {"serial": host.layout.disk}, "firmware": host.firmware, "partitions": list(parts)}
+
+
+def _mail(mail: MailSection) -> dict[str, object] | None:
+    if not mail.gateways or not mail.to:
+        return None
+    return {"from": mail.sender, "to": list(mail.to),
+            "gateways": [{"host": gateway.host, "port": gateway.port} for gateway in mail.gateways]}

@@ -1,0 +1,250 @@
+"""Rollouts as they run: feeds rollout.executor what hosts reported, keeps its state, issues its orders; I/O.
+
+One step is: lock the rollout's row, take in how its orders stand, let the executor decide, store, commit, then issue.
+A crash between commit and issue leaves a host in flight without an order; the next step issues it. A host that has
+an order of this rollout never gets another. The protocol is docs/protocols/rollout.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from control import auth, book
+from control.config import RolloutSection
+from control.database import Database, OrderRow, RolloutRow, unwritable
+from control.orders import Issuer, Wish
+from fleet.hosts import Host, Hosts, HostsFile
+from plumbing import clock
+from plumbing.errors import NotFoundError, RefusedError, RerootError, UsageError
+from rollout import plan as planning
+from rollout import record
+from rollout.capacity import Load
+from rollout.executor import Command, Event, Failed, Halt, Healthy, Pace, Phase, State, step
+
+log = logging.getLogger("reroot.rollouts")
+SWEEP_NONCES_S = 60.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an administrator asks of a rollout; None takes the site's default. Times in seconds."""
+
+    release: str
+    hosts: tuple[str, ...] = ()
+    host_class: str | None = None
+    recovery: str | None = None
+    level: str | None = None
+    update_time_s: float | None = None
+    download_time_s: float | None = None
+    servers: int | None = None
+    per_server: int | None = None
+    blast_budget: int | None = None
+    failure_budget: int | None = None
+    interval_s: float | None = None
+    start_interval_s: float | None = None
+    deadline_s: float | None = None
+    minimum: Mapping[str, int] = field(default_factory=dict)
+
+
+class Rollouts:
+    """All rollouts of a site, and the loop that moves them."""
+
+    def __init__(
+        self, database: Database, hosts_file: HostsFile, issuer: Issuer, defaults: RolloutSection,
+        ring: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._hosts_file = hosts_file
+        self._issuer = issuer
+        self._defaults = defaults
+        self._ring = ring
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._nudged = asyncio.Event()
+
+    # -- what administrators do ---------------------------------------------------------------------------------
+
+    def start(self, demand: Demand, now: float) -> dict[str, object]:
+        """Plan, check and record a rollout; its first step follows at once. Raises RefusedError, UsageError …"""
+        members = chosen(self._hosts_file.current(), demand)
+        state = State(*_pace_and_waves(members, demand, self._defaults, self._hosts_file.current()))
+        self._issuer.check_release(demand.release, demand.recovery, members)
+        spec = {"release": demand.release, "recovery": demand.recovery, "level": demand.level}
+        row = RolloutRow(id=str(uuid.uuid4()), created_s=now, changed_s=now, status=state.phase.value, spec=spec,
+                         state=json.dumps(record.to_json(state)), knob_s=None)
+        with self._database.session() as session:
+            session.add(row)
+        self.nudge()
+        return _view(row, now)
+
+    def command(self, rollout: str, command: Command, now: float) -> dict[str, object]:
+        """Pause, resume or abort."""
+        self._advance(rollout, now, [command])
+        return self.view(rollout, now)
+
+    def set_knob(self, rollout: str, interval_s: float | None, now: float) -> dict[str, object]:
+        """Set the interval between triggers, or give the rollout its own pace back with None."""
+        with self._database.session() as session:
+            _locked(session, rollout).knob_s = interval_s
+        self.nudge()
+        return self.view(rollout, now)
+
+    def view(self, rollout: str, now: float) -> dict[str, object]:
+        """Return one rollout as administrators see it; raises NotFoundError."""
+        with self._database.reading() as session:
+            row = session.get(RolloutRow, rollout)
+        if row is None:
+            raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout status` shows the latest")
+        return _view(row, now)
+
+    def views(self, now: float) -> list[dict[str, object]]:
+        """Return all rollouts, newest first."""
+        with self._database.reading() as session:
+            return [_view(row, now) for row in session.scalars(
+                select(RolloutRow).order_by(RolloutRow.created_s.desc()))]
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """Have the loop look at once, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self._loop.call_soon_threadsafe(self._nudged.set)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Move the rollouts every tick, and when nudged, until `stop` is set."""
+        forgotten = clock.monotonic()
+        while not stop.is_set():
+            self._nudged.clear()
+            try:
+                await asyncio.to_thread(self.tick, clock.wall())
+                if clock.monotonic() - forgotten > SWEEP_NONCES_S:
+                    forgotten = clock.monotonic()
+                    await asyncio.to_thread(auth.forget_old_nonces, self._database, clock.wall())
+            except OperationalError as error:  # a full disk: the server says so, waits, and goes on when there is room
+                log.error("%s", unwritable(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._nudged.wait(), self._defaults.tick_s)
+
+    def tick(self, now: float) -> None:
+        """Close overdue orders, then give every rollout one step."""
+        for order in book.sweep(self._database, now):
+            log.warning("order %s of %s: %s", order.id, order.host, order.message)
+        with self._database.reading() as session:
+            moving = session.scalars(select(RolloutRow.id).where(
+                RolloutRow.status.in_([Phase.RUNNING, Phase.PAUSED, Phase.HALTED]))).all()
+        for rollout in moving:
+            try:
+                self._advance(rollout, now, [])
+            except RerootError as error:
+                log.error("rollout %s: %s", rollout, error.sentence)
+
+    def _advance(self, rollout: str, now: float, events: Sequence[Event]) -> None:
+        with self._lock:
+            state, spec, untold = self._step(rollout, now, events)
+            while untold and state.phase is Phase.RUNNING:
+                failures: list[Event] = []
+                for host in untold:
+                    try:
+                        self._tell(rollout, host, spec, state.pace.host_timeout_s, now)
+                    except RerootError as error:
+                        log.error("rollout %s: %s cannot be triggered: %s", rollout, host, error.sentence)
+                        failures.append(Failed(host, error.sentence))
+                if not failures:
+                    return
+                state, spec, untold = self._step(rollout, now, failures)
+
+    def _step(
+        self, rollout: str, now: float, events: Sequence[Event],
+    ) -> tuple[State, Mapping[str, str | None], list[str]]:
+        """Store one step of the executor; return the state and the hosts in flight that have no order yet."""
+        with self._database.session() as session:
+            row = _locked(session, rollout)
+            orders = {order.host: order for order in session.scalars(
+                select(OrderRow).where(OrderRow.rollout == rollout))}
+            heard = [event for order in orders.values() if (event := _event(order)) is not None]
+            before = record.from_json(json.loads(row.state))
+            state, actions = step(before, [*heard, *events], now, row.knob_s)
+            if state != before:
+                row.state, row.status, row.changed_s = json.dumps(record.to_json(state)), state.phase.value, now
+            spec = dict(row.spec)
+        for action in actions:
+            if isinstance(action, Halt):
+                log.error("rollout %s halted: %s", rollout, action.reason)
+        return state, spec, [host for host in state.in_flight if host not in orders]
+
+    def _tell(self, rollout: str, name: str, spec: Mapping[str, str | None], timeout_s: float, now: float) -> None:
+        host = self._hosts_file.current().get(name)
+        wish = Wish(host=name, release=spec["release"], recovery=spec.get("recovery"), level=spec.get("level"),
+                    deadline_s=timeout_s, rollout=rollout)
+        order = self._issuer.issue(wish, host, now)
+        log.info("rollout %s: %s has the order %s", rollout, name, order.id)
+        self._ring(name)
+
+
+def chosen(hosts: Hosts, demand: Demand) -> list[Host]:
+    """Return the hosts a demand names, each once; raises UsageError or NotFoundError, never an empty list."""
+    if bool(demand.hosts) == bool(demand.host_class):
+        raise UsageError("a rollout needs either hosts or a class; give one of them")
+    if demand.host_class:
+        return list(hosts.with_class(demand.host_class))
+    return [hosts.get(name) for name in dict.fromkeys(demand.hosts)]
+
+
+def _pace_and_waves(
+    members: Sequence[Host], demand: Demand, defaults: RolloutSection, hosts: Hosts,
+) -> tuple[Pace, tuple[tuple[str, ...], ...]]:
+    update_s = demand.update_time_s or defaults.update_time_s
+    load = Load(len(members), update_s, demand.download_time_s or update_s, demand.servers or defaults.servers,
+                demand.per_server or defaults.per_server)
+    blast = demand.blast_budget or defaults.blast_budget
+    planned = planning.plan(load, deadline_s=demand.deadline_s,
+                            blast_budget=demand.blast_budget if demand.interval_s is None else None)
+    if planned.refused:
+        raise RefusedError(planned.refused)
+    if planned.meets_deadline is False:
+        raise RefusedError(f"the deadline needs {planned.capacity.servers_needed} servers and there are "
+                           f"{load.servers}; add servers, allow more time, or leave hosts out")
+    pace = planning.pace(load, blast_budget=blast, failure_budget=demand.failure_budget or defaults.failure_budget,
+                         interval_s=demand.interval_s, start_interval_s=demand.start_interval_s)
+    serves = {host.name: host.serves for host in hosts.by_name.values() if host.serves}
+    for service in demand.minimum:
+        if not any(service in served for served in serves.values()):
+            raise NotFoundError(f"no host in hosts.toml serves {service!r}, of which a minimum shall stay up; "
+                                "check its spelling")
+    # A host without a known subnet is a subnet of its own: nothing is gained by keeping it from others.
+    return pace, planning.order([(host.name, host.subnet or host.name) for host in members], serves, demand.minimum)
+
+
+def _event(order: OrderRow) -> Event | None:
+    match order.state:
+        case "completed":
+            return Healthy(order.host)
+        case "failed":
+            return Failed(order.host, order.message or "failed")
+        case "cancelled":
+            return Failed(order.host, order.message or "its order was cancelled")
+    return None
+
+
+def _locked(session: Session, rollout: str) -> RolloutRow:
+    row = session.get(RolloutRow, rollout, with_for_update=True)
+    if row is None:
+        raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout status` shows the latest")
+    return row
+
+
+def _view(row: RolloutRow, now: float) -> dict[str, object]:
+    state = record.from_json(json.loads(row.state))
+    return {"id": row.id, "release": row.spec.get("release"), "created": clock.iso(row.created_s),
+            **record.view(state, now, row.knob_s)}

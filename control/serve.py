@@ -1,0 +1,193 @@
+"""The control server's process tree: the API in this process, content in children, loops beside them; I/O.
+
+Everything that can be wrong is found before READY: configuration, hosts, tickettab, policy, keys, catalogue, ports,
+database. Then content children, API, boot services, loops. SIGTERM or SIGINT: nobody waits any more, requests under way
+finish, children end, database closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+
+from control import boot_services, children
+from control import config as configuration
+from control.api.app import application
+from control.bell import Bell
+from control.catalogue import SiteCatalogue
+from control.config import Config, split_listen
+from control.database import Database, url_for
+from control.files import Library
+from control.notify import keep_watchdog, notify
+from control.orders import Issuer
+from control.parts import Directory, Parts
+from control.patience import PatientOnce
+from control.rollouts import Rollouts
+from control.site import Site
+from fleet.hosts import HostsFile
+from plumbing.errors import BusyError, ConfigError, RerootError
+from throttle.repository import SqlRepository
+from throttle.service import TicketService
+
+log = logging.getLogger("reroot.serve")
+
+GRACE_S = 3
+"""How long requests under way may still take after SIGTERM, in seconds."""
+
+KEEP_ALIVE_S = 65
+BACKLOG = 1024
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: this process has more to end than an API."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def main(root: Path) -> None:
+    """Serve the site at `root` until SIGTERM or SIGINT; raises RerootError when it cannot start or go on."""
+    site = Site.open(root)
+    config = configuration.load(site.config)
+    logging.basicConfig(level=config.server.log.upper(), format="%(levelname)s %(name)s: %(message)s")
+    for name in ("alembic", "aiohttp", "uvicorn", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("tftpy").setLevel(logging.CRITICAL)  # it calls every stranger's ERROR packet an error of ours
+    asyncio.run(_until_signalled(site, config))
+
+
+async def _until_signalled(site: Site, config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(site, config, stop):
+        log.info("serving %s: API %s, content %s", site.root, config.server.api, config.server.content)
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+
+
+@asynccontextmanager
+async def running(site: Site, config: Config, stop: asyncio.Event | None = None) -> AsyncIterator[Parts]:
+    """Run the whole server inside the block; a part that fails ends it with that part's RerootError."""
+    stop = stop or asyncio.Event()
+    catalogue = SiteCatalogue(site)
+    await asyncio.to_thread(catalogue.refresh)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_alone(site))
+        api = stack.enter_context(_listen(config.server.api, "api"))
+        files = stack.enter_context(_listen(config.server.content, "content"))
+        database = Database(url_for(site.database, config.server.database))
+        stack.callback(database.close)
+        await asyncio.to_thread(database.migrate)
+        parts = make_parts(site, config, database, catalogue)
+        parts.issuer.check()
+        watch = await stack.enter_async_context(children.serving(site, files, config.server.content_processes))
+        server = _Uvicorn(uvicorn.Config(
+            application(parts), http=PatientOnce, lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S, backlog=BACKLOG))
+        await stack.enter_async_context(boot_services.running(parts))
+        tasks = [
+            watch, asyncio.create_task(server.serve([api])), asyncio.create_task(parts.rollouts.run(stop)),
+            asyncio.create_task(_keep_catalogue(catalogue, config.catalogue.refresh_s, stop)),
+            asyncio.create_task(keep_watchdog(stop)),
+        ]
+        guard = asyncio.create_task(_guard(tasks, stop))
+        try:
+            yield parts
+        finally:
+            stop.set()
+            parts.bell.close()
+            parts.rollouts.nudge()
+            server.should_exit = True
+            await asyncio.wait(tasks[1:])
+            guard.cancel()
+            with suppress(asyncio.CancelledError):
+                await guard
+        _raise_first(tasks)
+
+
+def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCatalogue) -> Parts:
+    """Put together what the handlers share; raises ConfigError for a file that is wrong."""
+    hosts_file = HostsFile(site.hosts)
+    issuer = Issuer(database, catalogue, site.orders_key, site.precious, config)
+    repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
+    bell = Bell()
+    return Parts(
+        site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
+        issuer=issuer, tickets=TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls())),
+        rollouts=Rollouts(database, hosts_file, issuer, config.rollout, bell.ring),
+        library=Library(site.store, site.catalogue, site.boot), bell=bell,
+    )
+
+
+async def _guard(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Stop the server when one of its parts ends before it should."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+
+
+def _raise_first(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+async def _keep_catalogue(catalogue: SiteCatalogue, refresh_s: float, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), refresh_s)
+            return
+        try:
+            await asyncio.to_thread(catalogue.refresh)
+        except RerootError as error:
+            log.error("the catalogue was not refreshed: %s", error.sentence)
+
+
+@contextmanager
+def _alone(site: Site) -> Iterator[None]:
+    """Hold the site's lock; raises BusyError when another server has it."""
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context((site.state / "serve.lock").open("ab"))
+        except OSError as error:
+            raise ConfigError(f"{site.state} cannot be written ({error.strerror}); run as its owner") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"another `reroot serve` runs on {site.root}; stop it first") from error
+        yield
+
+
+@contextmanager
+def _listen(listen: str, key: str) -> Iterator[socket.socket]:
+    """Bind a listening socket; raises BusyError or ConfigError naming the key to change."""
+    host, port = split_listen(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise BusyError(f"[server] {key} = {listen!r}: the port is in use by another program; stop that, or "
+                                "choose another port in reroot.toml") from error
+            raise ConfigError(f"[server] {key} = {listen!r} cannot be listened on ({error.strerror}); choose an "
+                              "address of this machine and a port this user may have") from error
+        listener.setblocking(False)
+        yield listener

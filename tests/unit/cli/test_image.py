@@ -1,0 +1,123 @@
+"""`reroot image`, on a real site."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.main import run
+from control import site
+from imaging.catalogue import Catalogue
+from plumbing.run import run as run_program
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> site.Site:
+    made = site.init(tmp_path / "site", "http://127.0.0.1:8080")
+    monkeypatch.setenv("REROOT_SITE", str(made.root))
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    top = tmp_path / "tree"
+    (top / "usr/bin").mkdir(parents=True)
+    (top / "usr/bin/env").write_bytes(b"\x7fELF\2\1\1" + bytes(9) + b"\3\0\x3e\0" + bytes(3000))
+    (top / "etc").mkdir()
+    (top / "etc/machine-id").write_text("f00\n")
+    return top
+
+
+def test_build_list_show_verify(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "list"]) == 0
+    assert "reroot image build" in capsys.readouterr().out
+    assert run(["image", "build", str(tree), "--name", "debian", "--version", "13"]) == 0
+    assert "published as releases/debian/13/amd64.json" in capsys.readouterr().out
+    assert run(["image", "list"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "RELEASE" and row.split()[0] == "debian/13/amd64" and row.split()[-2:] == ["yes", "-"]
+    assert run(["image", "show", "debian/13", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["types"] == {"directory": 4, "file": 2}
+    assert facts["content_bytes"] == 3020 and facts["published"] is True
+    assert run(["image", "show", "debian/13/amd64"]) == 0
+    assert "4 directory, 2 file" in capsys.readouterr().out
+    assert run(["image", "verify"]) == 0
+    assert capsys.readouterr().out == "debian/13/amd64: 2 frames, 2 files, 3.0 kB: sound\n"
+
+
+def test_json_of_every_command(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1", "--arch", "arm64", "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert (built["ref"], built["published"], built["notes"]) == ("d/1/arm64", True, [])
+    published = Catalogue(place.catalogue, place.keys).listed()
+    assert published["releases/d/1/arm64.json"].digest == built["digest"]
+    assert run(["image", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert listed["digest"] == built["digest"]
+    assert run(["image", "verify", "d/1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["published"] is True
+
+
+def test_excludes(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["image", "build", str(tree), "--name", "d", "--json"]
+    assert run([*build, "--version", "1", "--exclude", "/usr/bin", "--arch", "amd64"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"] == 4
+    assert run([*build, "--version", "2", "--no-default-excludes"]) == 0
+    capsys.readouterr()
+    assert run(["image", "show", "d/2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["content_bytes"] == 3024
+
+
+@pytest.mark.root
+def test_a_tar_is_a_source_too(
+        place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_program(["tar", "-C", tree, "-czf", tmp_path / "root.tar.gz", "."])
+    assert run(["image", "build", str(tmp_path / "root.tar.gz"), "--name", "d", "--version", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"] == 6
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["build", "/nowhere", "--name", "d", "--version", "1"], 2, "name a tar file or a directory"),
+    (["build", "TREE", "--name", "../d", "--version", "1"], 2, "can't be a release's name"),
+    (["build", "TREE", "--name", "d", "--version", "1", "--exclude", "a/b"], 2, "is no exclude"),
+    (["build", "TREE", "--name", "d", "--version", "1", "--recovery", "std/1/amd64"], 4, "no recovery image"),
+    (["build", "TREE/etc", "--name", "d", "--version", "1"], 2, "say --arch"),
+    (["build", "TREE", "--name", "d"], 2, "--help"),
+    (["show", "d/1"], 4, "reroot image list"),
+    (["verify", "d/1"], 4, "reroot image list"),
+])
+def test_mistakes_are_one_sentence(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str],
+                                   arguments: list[str], code: int, words: str) -> None:
+    assert run(["image", *(word.replace("TREE", str(tree)) for word in arguments)]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err and len(captured.err.splitlines()) == 1 and captured.out == ""
+
+
+def test_no_site_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "list", "--site", str(tmp_path / "none")]) == 3
+    assert "reroot init" in capsys.readouterr().err
+
+
+def test_a_damaged_store_is_named(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1", "--json"]) == 0
+    layer = place.store / "blobs/sha256" / json.loads(capsys.readouterr().out)["layer_digest"].removeprefix("sha256:")
+    data = bytearray(layer.read_bytes())
+    data[20] ^= 1
+    layer.write_bytes(data)
+    assert run(["image", "verify", "--json"]) == 10
+    assert json.loads(capsys.readouterr().err)["kind"] == "corrupt"
+
+
+def test_without_the_targets_key_the_release_waits_in_the_store(
+        place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = place.keys / "targets.pem"
+    key.rename(tmp_path / "away.pem")
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1"]) == 3
+    capsys.readouterr()
+    assert run(["image", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["published"] is False
+    assert run(["image", "verify"]) == 0
+    assert "NOT in the catalogue" in capsys.readouterr().out
+    (tmp_path / "away.pem").rename(key)
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1"]) == 0

@@ -1,0 +1,113 @@
+"""`reroot` itself: one sentence and an exit code for every mistake, and `reroot host` against a real server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.main import COMMANDS, run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(("words", "code", "needles"), [
+    (["hots"], 2, ("'hots'", "--help")),
+    (["host", "ad"], 2, ("'ad'",)),
+    (["host", "add"], 2, ("name", "reroot host add --help")),
+    (["plan", "--hosts", "many"], 2, ("--hosts", "integer")),
+    (["plan", "--hosts", "10", "--update-time", "soon"], 2, ("'soon'", "30m")),
+    (["host", "list", "--site", "/nonexistent"], 3, ("admin.token",)),
+    (["serve", "--site", "/nonexistent"], 3, ("reroot init",)),
+    (["precious", "check", "--site", "/nonexistent"], 3, ("reroot init",)),
+    (["host", "show", ""], 2, ("host name",)),
+    (["host", "order", "alpha"], 2, ("--release", "--cancel")),
+    (["plan", "--hosts", "10", "--update-time", "9999999d"], 2, ("ten years",)),
+    (["recovery", "build", "../1"], 2, ("'..'",)),
+])
+def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: int, needles: tuple[str, ...]) -> None:
+    assert run(words) == code
+    said = capsys.readouterr().err
+    assert said.startswith("reroot: ")
+    assert said.count("\n") == 1
+    assert all(needle in said for needle in needles), said
+
+
+def test_json_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["host", "list", "--json", "--site", "/nonexistent"]) == 3
+    assert json.loads(capsys.readouterr().err)["kind"] == "config"
+
+
+def test_help_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("init", "serve", "host", "plan", "ticket", "rollout"):
+        assert name in shown
+        assert run([name, "--help"]) == 0
+    assert set(COMMANDS) >= {"image", "recovery", "class", "level", "precious", "simulate", "lab"}
+
+
+LOADED = """
+import sys
+from cli.main import run
+run(["plan", "--hosts", "10", "--update-time", "1m"])
+print(sorted({"fastapi", "sqlalchemy", "pydantic_settings", "tuf", "aiohttp"} & set(sys.modules)))
+"""
+
+
+def test_a_command_loads_only_what_it_needs() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_words_show_the_help_and_no_complaint(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["host"]):
+        assert run(words) == 2
+        shown = capsys.readouterr()
+        assert "Usage" in shown.out + shown.err
+        assert "reroot: " not in shown.err
+
+
+def test_an_impossible_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    assert run(["init", str(site), "--url", "http://127.0.0.1:99999"]) == 3
+    assert run(["init", str(site)]) == 0
+    capsys.readouterr()
+    for url, code in (("http://127.0.0.1:99999", 2), ("banana", 2), ("http://127.0.0.1:1", 7)):
+        assert run(["host", "list", "--site", str(site), "--control", url]) == code
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["getticket", "sortaddrs"])
+def test_the_scripts_complain_in_one_sentence_too(script: str) -> None:
+    module = {"getticket": "cli.ticket", "sortaddrs": "cli.plan"}[script]
+    done = subprocess.run([sys.executable, "-c", f"from {module} import {script}; {script}()", "--nope"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--nope" in done.stderr
+
+
+def test_precious_check_says_what_is_in_force_and_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:
+    site = tmp_path / "site"
+    assert run(["init", str(site)]) == 0
+    words = ["precious", "check", "--site", str(site)]
+    (site / "precious.toml").write_text('[[rule]]\nkeep = ["/srv/www/**"]\nwhen = "beside"\n')
+    capsys.readouterr()
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    assert f"{site}/precious.toml:\n  rule 1 (beside): /srv/www/**\n" in shown
+    assert shown.index("/etc/machine-id") < shown.index("/srv/www")
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rules"][-1]["origin"] == f"{site}/precious.toml"
+    for wrong, needles in ((b'[[rule]]\nkep = ["/a"]\n', ("rule 1", "'kep'", "'keep'")), (b"\xff", ("UTF-8",))):
+        (site / "precious.toml").write_bytes(wrong)
+        assert run(words) == 3
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert all(needle in said for needle in ("precious.toml", *needles)), said

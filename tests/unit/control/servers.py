@@ -1,0 +1,201 @@
+"""A real site with a real server on real ports, and machines that sign with real keys."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from control import site as sites
+from control.site import Site
+from imaging.capture import capture
+from imaging.catalogue import Catalogue
+from imaging.store import Store
+from plumbing import clock, hostauth
+from plumbing.http import Client, Response
+
+ROOT = Path(__file__).resolve().parents[3]
+RECOVERY = "recovery/base/1/amd64.json"
+
+
+def free_port() -> int:
+    """Return a port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_site(folder: Path, extra: str = "") -> Site:
+    """Make a site whose server listens on free loopback ports and works quickly."""
+    api, content = free_port(), free_port()
+    site = sites.init(folder, f"http://127.0.0.1:{api}")
+    text = site.config.read_text().replace("0.0.0.0:8080", f"127.0.0.1:{api}").replace(
+        "0.0.0.0:8081", f"127.0.0.1:{content}")
+    site.config.write_text(f"{text}\n[rollout]\ntick_s = 0.1\n{extra}")
+    return site
+
+
+def publish_release(site: Site, folder: Path, version: str = "13.1") -> bytes:
+    """Capture a small tree into the site and publish it with a recovery image; return the release's manifest."""
+    tree = folder / f"tree-{version}"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/os-release").write_text(f"VERSION_ID={version}\n")
+    (tree / "blob").write_bytes(os.urandom(200_000))
+    store = Store(site.store)
+    manifest = capture(tree, store, name="debian", version=version, arch="amd64", recovery=RECOVERY)
+    layers = [{"mediaType": "application/octet-stream", "digest": store.add_bytes(data), "size": len(data),
+               "annotations": {"org.opencontainers.image.title": title}}
+              for title, data in (("vmlinuz", b"a kernel"), ("initrd.img", b"an initramfs"))]
+    recovery = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                           "config": {}, "layers": layers}).encode()
+    Catalogue(site.catalogue, site.keys).publish_all(
+        {f"releases/debian/{version}/amd64.json": manifest, RECOVERY: recovery})
+    return manifest
+
+
+def wait_until(condition: object, seconds: float = 20.0) -> object:
+    """Call `condition` until it returns something true."""
+    assert callable(condition)
+    deadline = clock.monotonic() + seconds
+    while not (value := condition()):
+        assert clock.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.02)
+    return value
+
+
+@dataclass
+class Server:
+    """`reroot serve` as a process."""
+
+    site: Site
+    process: subprocess.Popen[bytes]
+    api: str
+    content: str
+    log: Path
+
+    def admin(self, method: str, path: str, value: object = None, token: str | None = None) -> Response:
+        bearer = {"Authorization": f"Bearer {token or self.site.admin_token()}"}
+        body = json.dumps(value).encode() if value is not None else b""
+        return Client(self.api).request(method, f"/api/v1/admin{path}", body=body, headers=bearer)
+
+    def get(self, path: str, **headers: str) -> Response:
+        return Client(self.api).request("GET", path, headers=headers)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextmanager
+def serving(site: Site) -> Iterator[Server]:
+    """Run `reroot serve` until the block ends."""
+    from control import config
+
+    loaded = config.load(site.config)
+    log = site.root / "serve.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from cli.main import main; main()", "serve", "--site", str(site.root)],
+            cwd=ROOT, stdout=stream, stderr=stream)
+    server = Server(site, process, loaded.server.public_url, f"http://{loaded.server.content}", log)
+    try:
+        wait_until(lambda: process.poll() is not None or answers(server))
+        assert process.poll() is None, log.read_text()
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop()
+
+
+def answers(server: Server) -> bool:
+    from plumbing.errors import NetworkError
+
+    try:
+        return all(Client(url).request("GET", "/healthz").status == 200 for url in (server.api, server.content))
+    except NetworkError:
+        return False
+
+
+@dataclass
+class Machine:
+    """A host of the site, from the outside."""
+
+    server: Server
+    name: str
+    mac: str
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+
+    @property
+    def public(self) -> str:
+        raw = self.key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        return base64.b64encode(raw).decode()
+
+    def client(self) -> Client:
+        return Client(self.server.api, signer=lambda method, target, body: hostauth.sign(
+            self.key, self.name, clock.wall(), method, target, body))
+
+    def add(self, **table: object) -> str:
+        """Have the administrator add this host; return the enrolment token."""
+        host = {"name": self.name, "macs": [self.mac], "subnet": "10.1.0.0/24", **table}
+        answer = self.server.admin("POST", "/hosts", {"host": host})
+        assert answer.status == 201, answer.body
+        return str(answer.json()["token"])  # type: ignore[index]
+
+    def enrol(self, **secret: str) -> Response:
+        return Client(self.server.api).post_json("/api/v1/enrol", {
+            "host": self.name, "public_key": self.public, **secret})
+
+    def report(self, phase: str, event: str, data: object = None, order: str | None = None,
+               message: str | None = None) -> Response:
+        return self.client().post_json(f"/api/v1/hosts/{self.name}/report", {
+            "order": order, "phase": phase, "event": event, "at": clock.iso(clock.wall()), "data": data or {},
+            "message": message})
+
+    def inventory(self) -> None:
+        part = {"disk_serial": "D1", "fstype": "ext4"}
+        guid = "00000000-0000-4000-8000-00000000000"
+        answer = self.report("inventory", "inventory", {
+            "arch": "amd64", "firmware": "bios", "memory_bytes": 1 << 30, "serial": "",
+            "links": [{"name": "eth0", "mac": self.mac, "address": "10.1.0.11/24", "gateway": None}],
+            "disks": {"root": {**part, "partuuid": f"{guid}1"}, "local": {**part, "partuuid": f"{guid}2"},
+                      "boot": {**part, "partuuid": f"{guid}3", "fstype": "vfat"}}})
+        assert answer.status == 204, answer.body
+
+    def join(self) -> Machine:
+        """Be added, enrol and report an inventory."""
+        assert self.enrol(token=self.add()).status == 201
+        self.inventory()
+        return self
+
+    def order(self, wait: int = 0) -> Response:
+        return self.client().request("GET", f"/api/v1/hosts/{self.name}/order?wait={wait}")
+
+    def shown(self) -> dict[str, object]:
+        answer = self.server.admin("GET", f"/hosts/{self.name}").json()
+        assert isinstance(answer, dict)
+        return answer
+
+    def issue(self, **wish: object) -> Response:
+        return self.server.admin("POST", "/orders", {"host": self.name, "release": "debian/13.1", **wish})
+
+    def issued(self, **wish: object) -> str:
+        answer = self.issue(**wish)
+        assert answer.status == 201, answer.body
+        return str(answer.json()["order"]["id"])  # type: ignore[index]
+
+    def state(self) -> object:
+        order = self.shown()["order"]
+        assert isinstance(order, dict)
+        return order["state"]

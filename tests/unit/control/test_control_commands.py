@@ -1,0 +1,36 @@
+"""`reroot host …` against the running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from servers import Machine, Server
+
+from cli.main import run
+
+Make = Callable[[], Machine]
+
+
+def test_host_commands(machine: Make, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    host, site = machine(), ["--site", str(server.site.root)]
+    assert run(["host", "add", host.name, "--mac", host.mac, "--subnet", "10.1.0.0/24", "--disk", "D1", *site]) == 0
+    token = capsys.readouterr().out.strip()
+    assert host.enrol(token=token).status == 201
+    host.inventory()
+    assert run(["host", "order", host.name, "--release", "debian/13.1", "--deadline", "2h", *site]) == 0
+    assert f"{host.name} has the order" in capsys.readouterr().out
+    assert run(["host", "order", host.name, "--release", "debian/13.1", *site]) == 11
+    assert "--replace" in capsys.readouterr().err
+    assert run(["host", "rescue", host.name, "--replace", "--json", *site]) == 0
+    assert json.loads(capsys.readouterr().out)["order"]["mode"] == "rescue"
+    host.report("stage", "failed", message="\x1b[31mred\r\n")
+    assert run(["host", "show", host.name, "--events", *site]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert host.mac in shown
+    assert run(["host", "list", *site]) == 0
+    assert host.name in capsys.readouterr().out
+    assert run(["host", "show", "nobody", *site]) == 4
+    assert run(["host", "add", "nobody", *site]) == 4

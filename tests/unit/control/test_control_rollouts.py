@@ -1,0 +1,136 @@
+"""Rollouts through the API: orders go out one after another, results move it, a restart neither forgets nor repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from servers import Machine, Server, make_site, publish_release, serving, wait_until
+
+from plumbing import clock, hostauth
+from plumbing.http import Client
+
+GUIDE = {"update_time_s": 600, "per_server": 100, "blast_budget": 10, "failure_budget": 2}
+
+
+def machines(server: Server, prefix: str, count: int) -> list[Machine]:
+    number = sum(map(ord, prefix)) & 255
+    return [Machine(server, f"{prefix}{n}", f"52:54:01:00:{number:02x}:{n:02x}").join() for n in range(count)]
+
+
+def start(server: Server, hosts: list[Machine], **more: object) -> str:
+    answer = server.admin("POST", "/rollouts", {
+        "release": "debian/13.1/amd64", "hosts": [host.name for host in hosts], **GUIDE, **more})
+    assert answer.status == 201, answer.body
+    return str(answer.json()["id"])  # type: ignore[index]
+
+
+def view(server: Server, rollout: str) -> dict[str, object]:
+    answer = server.admin("GET", f"/rollouts/{rollout}").json()
+    assert isinstance(answer, dict)
+    return answer
+
+
+def in_flight(server: Server, rollout: str) -> list[str]:
+    flying = view(server, rollout)["in_flight"]
+    assert isinstance(flying, list)
+    return [one["host"] for one in flying]
+
+
+def heal(host: Machine) -> None:
+    order = host.order().headers["reroot-order"]
+    digest = host.shown()["order"]["digest"]  # type: ignore[index]
+    assert host.report("health", "healthy", {"digest": digest, "order": order}, order=order).status == 204
+
+
+def test_all_hosts_one_after_another(server: Server) -> None:
+    hosts = machines(server, "ra", 3)
+    rollout = start(server, hosts, interval_s=0, start_interval_s=0, blast_budget=1)
+    seen = set()
+    for _ in hosts:
+        (name,) = wait_until(lambda: [n for n in in_flight(server, rollout) if n not in seen])  # type: ignore[misc]
+        seen.add(name)
+        host = next(host for host in hosts if host.name == name)
+        wait_until(lambda host=host: host.order().status == 200)
+        heal(host)
+    wait_until(lambda: view(server, rollout)["phase"] == "done")
+    assert view(server, rollout)["healthy"] == 3
+
+
+def test_failures_halt_it_and_resume_goes_on(server: Server) -> None:
+    hosts = machines(server, "rb", 5)
+    rollout = start(server, hosts, interval_s=0, start_interval_s=0, blast_budget=2, failure_budget=2)
+    flying = wait_until(lambda: len(found := in_flight(server, rollout)) == 2 and found)
+    for host in hosts:
+        if host.name in flying:  # type: ignore[operator]
+            wait_until(lambda host=host: host.order().status == 200)
+            host.report("stage", "failed", order=host.order().headers["reroot-order"], message="a bad release")
+    wait_until(lambda: view(server, rollout)["phase"] == "halted")
+    assert view(server, rollout)["pending"] == 3
+    assert server.admin("POST", f"/rollouts/{rollout}/resume").status == 200
+    wait_until(lambda: len(in_flight(server, rollout)) == 2)
+    assert server.admin("POST", f"/rollouts/{rollout}/abort").json()["phase"] == "aborted"  # type: ignore[index]
+
+
+def test_a_host_that_cannot_be_ordered_has_failed(server: Server) -> None:
+    (good,) = machines(server, "rc", 1)
+    silent = Machine(server, "rc-silent", "52:54:01:01:00:01")
+    silent.add()
+    rollout = start(server, [silent, good], interval_s=0, start_interval_s=0)
+    failed = wait_until(lambda: view(server, rollout)["failed"])
+    assert "disks" in failed[0]["reason"]  # type: ignore[index]
+    wait_until(lambda: in_flight(server, rollout) == [good.name])
+
+
+def test_pause_knob_and_bad_requests(server: Server) -> None:
+    hosts = machines(server, "rd", 2)
+    rollout = start(server, hosts, interval_s=1000)
+    wait_until(lambda: len(in_flight(server, rollout)) == 1)
+    assert server.admin("POST", f"/rollouts/{rollout}/pause").json()["phase"] == "paused"  # type: ignore[index]
+    assert server.admin("PUT", f"/rollouts/{rollout}/knob", {"interval_s": 0}).json()["knob_s"] == 0  # type: ignore[index]
+    assert len(in_flight(server, rollout)) == 1
+    assert server.admin("POST", f"/rollouts/{rollout}/resume").status == 200
+    wait_until(lambda: len(in_flight(server, rollout)) == 2)
+    name = hosts[0].name
+    for body, status in (({"release": "x"}, 400), ({"release": "x", "hosts": [name], "class": "web"}, 400),
+                         ({"release": "x", "class": "no-such-class"}, 404), ({"release": "x", "hosts": ["none"]}, 404),
+                         ({"release": "x", "hosts": [name], "typo": 1}, 400)):
+        assert server.admin("POST", "/rollouts", body).status == status, body
+    assert server.admin("POST", f"/rollouts/{rollout}/explode").status == 400
+    assert server.admin("GET", "/rollouts/none").status == 404
+    refused = server.admin("POST", "/rollouts", {"release": "x", "hosts": [name], **GUIDE, "update_time_s": 60,
+                                                 "deadline_s": 1})
+    assert refused.status == 403
+
+
+def test_restart_keeps_state_and_repeats_nothing(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site")
+    publish_release(site, tmp_path)
+    with serving(site) as server:
+        hosts = machines(server, "re", 3)
+        rollout = start(server, hosts, interval_s=0, start_interval_s=0, blast_budget=2)
+        wait_until(lambda: sum(host.order().status == 200 for host in hosts) == 2)  # in flight comes before the order
+        told = {host.name: host.order().headers.get("reroot-order") for host in hosts}
+        ticket = hosts[0].client().post_json("/api/v1/tickets", {"service": "root-dump"}).json()
+        path = f"/api/v1/hosts/{hosts[0].name}/order"
+        captured = hostauth.sign(hosts[0].key, hosts[0].name, clock.wall(), "GET", path, b"")
+        assert Client(server.api).request("GET", path, headers=captured).status in (200, 204)
+        assert server.stop() == 0
+    with serving(site) as server:
+        assert Client(server.api).request("GET", path, headers=captured).status == 401  # nonces outlive a restart
+        for host in hosts:
+            host.server = server
+        assert {host.name: host.order().headers.get("reroot-order") for host in hosts} == told
+        assert hosts[0].client().post_json("/api/v1/tickets", {"service": "root-dump"}).json() == ticket
+        for host in hosts:
+            if told[host.name]:
+                heal(host)
+        wait_until(lambda: view(server, rollout)["healthy"] == 2 and len(in_flight(server, rollout)) == 1)
+        server.process.kill()  # and once more, without any goodbye
+        server.process.wait()
+    with serving(site) as server:
+        for host in hosts:
+            host.server = server
+        last = next(host for host in hosts if not told[host.name])
+        heal(last)
+        wait_until(lambda: view(server, rollout)["phase"] == "done")
+        assert all(len(host.shown()["orders"]) == 1 for host in hosts)  # type: ignore[arg-type]
