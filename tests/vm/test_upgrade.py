@@ -1,0 +1,137 @@
+"""The whole road on real machines: upgrades, installs, and what happens when something goes wrong on the way."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Begin
+
+from lab import demo, fleet
+from lab.demo import Demo, Wish
+from lab.qemu import Disk
+
+pytestmark = pytest.mark.root
+
+OLD, NEW = "Debian GNU/Linux 12 (bookworm)", "Debian GNU/Linux 13 (trixie)"
+BEFORE_WIPE = ("preserve: begins", "wipe: begins")
+"""A cut as these begin finds the boot default still at the old system."""
+PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
+
+
+def check_kept(story: demo.Story) -> None:
+    print(demo.table(story))
+    assert demo.lost(story) == []
+    for name, after in story.after.items():
+        assert after.answers["system"] == NEW, name
+        assert after.answers["unlisted file"] == "archived, reported", name
+
+
+def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin) -> None:
+    run = begin(Wish())
+    story = run.upgrade()
+    check_kept(story)
+    assert set(PHASES) <= set(story.phases["alpha"])
+    machine = run.hosts[0].on
+    assert "2" not in machine.succeed("mount | grep -c ' / '").strip()
+    assert machine.succeed("passwd -S carol").split()[1] == "P", "the password is still one"
+    assert "reroot.local" not in machine.read_file("/proc/cmdline").decode()
+    tickets = [event["data"] for event in run.control.events("alpha") if event["phase"] == "stage"]
+    assert any("tickets" in data for data in tickets if isinstance(data, dict)), "a ticket was held while staging"
+    services = run.control.get("/status")["tickets"]
+    assert "alpha" not in str(services), "and given back"
+    assert run.mailbox.messages == []
+
+
+def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin) -> None:
+    run = begin(Wish(hosts=2, uefi=True))
+    story = run.upgrade()
+    check_kept(story)
+    assert {host.spec.address.rsplit(".", 1)[0] for host in run.hosts} == {"10.77.1", "10.77.2"}
+    rollout = run.control.get("/rollouts")
+    assert "done" in str(rollout)
+
+
+@pytest.mark.parametrize("uefi", [False, True], ids=["bios", "uefi"])
+def test_a_blank_machine_installs_itself_from_the_network(begin: Begin, uefi: bool) -> None:
+    run = begin(Wish(uefi=uefi, emergency=True))
+    story = run.install()
+    assert story.after["alpha"].answers["system"] == NEW
+    assert story.after["alpha"].answers["host name"] == "alpha"
+    run.hosts[0].on.succeed("test -s /etc/ssh/ssh_host_ed25519_key && mountpoint /local")
+
+
+def test_power_cuts_in_every_phase_lose_nothing(begin: Begin) -> None:
+    """Fault 1: kill -9 of QEMU as each phase begins, and amid the longest ones; the machine comes back by itself."""
+    run = begin(Wish())
+    before = run.boot_fleet()
+    run.order()
+    machine, outcomes = run.hosts[0].on, []
+    for cut in ("preserve: begins", "wipe: begins", "restore: begins", r"restore: .* of ", r"verify: .* of ",
+                "putback: begins", "bootloader: begins", "finish: begins"):
+        machine.wait_for_console(cut, 240)
+        machine.power_cut()
+        machine.start()
+        came = machine.wait_for_console(r"reroot \[ *[\d.]+\] init|login:", 120).group(0)
+        outcomes.append((cut, "recovery goes on" if "init" in came else "a system starts"))
+        if "login" in came and cut != "finish: begins":
+            assert cut in BEFORE_WIPE, "after the wipe nothing but recovery may start"
+            machine.wait_for_login(fleet.LOGIN_S)
+            assert machine.succeed(". /etc/os-release; echo $PRETTY_NAME").strip() == OLD
+    story = run.compare(dict(before), run.follow())
+    print("\n".join(f"power cut at {cut:<22} {outcome}" for cut, outcome in outcomes))
+    check_kept(story)
+
+
+def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin: Begin) -> None:
+    """The stage is damaged and the server dies before the restore: last gasp, rescue menu, and the same order again."""
+    run = begin(Wish(attempts=1))
+    before = run.boot_fleet()
+    run.order()
+    machine = run.hosts[0].on
+    machine.wait_for_console(r"preserve: begins", 240)
+    damage_stage(run)  # recovery has read none of it yet but the index
+    run.control.kill()
+    mail = run.mailbox.wait_for_mail(400)[0]
+    text = mail.get_content()
+    assert mail["Subject"] and "alpha" in str(mail["Subject"])
+    for word in ("alpha", "restore", "order"):
+        assert word in text, text
+    machine.wait_for_console("a shell on this console", 60)
+    run.control.start()
+    machine.send_console("2\n")
+    check_kept(run.compare(dict(before), run.follow(forgive=True)))
+
+
+def damage_stage(run: Demo) -> None:
+    """Zero a few blocks of the staged layer on the host's disk image, as a dying disk would."""
+    built = run.hosts[0].built
+    assert built is not None
+    local = built.plan.partition("local")
+    blobs = (run.control.folder / "store/blobs/sha256").iterdir()
+    layer = max(blobs, key=lambda blob: blob.stat().st_size).read_bytes()
+    with built.image.open("r+b") as disk:
+        disk.seek(local.offset)
+        data = disk.read(local.size)
+        places = [data.find(layer[at:at + 4096]) for at in range(8 << 20, len(layer) - 4096, 8 << 20)]
+        assert sum(place >= 0 for place in places) > 5, "the stage was not found on the disk"
+        for place in places:
+            if place >= 0:
+                disk.seek(local.offset + place)
+                disk.write(bytes(4096))
+
+
+def test_another_disk_leaves_the_host_as_it_was(begin: Begin) -> None:
+    """Fault 6: the disk that the order names is not there; the old system starts again, untouched, and it is told."""
+    run = begin(Wish(attempts=1))
+    before = run.boot_fleet()
+    run.order()
+    machine = run.hosts[0].on
+    machine.wait_for_console(r"reboot: (Restarting system|machine restart)", 240)
+    machine.power_cut()
+    machine.disks = (Disk(machine.disks[0].path, "another-disk"),)
+    machine.start()
+    machine.wait_for_console(r"disks: FAILED .*another-disk", 120)
+    machine.wait_for_login(fleet.LOGIN_S)
+    assert fleet.Facts.read(machine, run.hosts[0].spec).answers == before["alpha"].answers
+    assert run.control.order_of("alpha")["state"] == "failed"
+    assert "alpha-disk0" in str(run.control.order_of("alpha")["message"])
+    assert '"wipe"' not in machine.read_file("/local/recover/journal").decode()
