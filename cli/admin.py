@@ -15,7 +15,8 @@ SITE = Path("/var/lib/reroot")
 
 SiteOption = Annotated[Path, typer.Option("--site", envvar="REROOT_SITE", help="The site directory.")]
 ControlOption = Annotated[
-    str, typer.Option("--control", envvar="REROOT_CONTROL", help="The control server [public_url in reroot.toml].")]
+    str, typer.Option("--control", envvar="REROOT_CONTROL",
+                      help="The control server (default: public_url in reroot.toml).")]
 
 
 class Admin:

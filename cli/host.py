@@ -29,7 +29,7 @@ def _host_name(name: str) -> str:
 
 NameArgument = Annotated[str, typer.Argument(help="The host's name in hosts.toml.", callback=_host_name)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ReleaseOption = Annotated[str, typer.Option("--release", help="NAME/VERSION[/ARCH].")]
+ReleaseOption = Annotated[str, typer.Option("--release", help="NAME/VERSION or NAME/VERSION/ARCH.")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Take the place of an open order.")]
 
 
@@ -40,7 +40,7 @@ def add(
     address: Annotated[str, typer.Option(help="IP address with prefix length, such as 10.1.0.11/24.")] = "",
     subnet: Annotated[str, typer.Option(help="Its subnet, when the address is not fixed.")] = "",
     serial: Annotated[str, typer.Option(help="The machine's serial number.")] = "",
-    firmware: Annotated[str, typer.Option(help="bios or uefi [bios].")] = "",
+    firmware: Annotated[str, typer.Option(help="bios or uefi (default: bios).")] = "",
     host_class: Annotated[list[str] | None, typer.Option("--class", help="A host class; may be given again.")] = None,
     disk: Annotated[str, typer.Option(help="Serial of the disk that an install may wipe.")] = "",
     lifetime: Annotated[str, typer.Option(help="How long the token can be used.")] = "24h",
@@ -99,7 +99,8 @@ def show(name: NameArgument, site: SiteOption = SITE, control: ControlOption = "
 @app.command()
 def order(
     name: NameArgument, release: ReleaseOption = "", site: SiteOption = SITE, control: ControlOption = "",
-    install: Annotated[bool, typer.Option("--install", help="Wipe the disk of [host.layout], keep nothing.")] = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Wipe the disk that the host's layout names, keep nothing.")] = False,
     recovery: Annotated[str, typer.Option(help="Another recovery image than the release's.")] = "",
     level: Annotated[str, typer.Option(help="The level the host has afterwards.")] = "",
     deadline: Annotated[str, typer.Option(help="When it counts as failed, such as 2h.")] = "",

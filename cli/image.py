@@ -31,7 +31,7 @@ def build(
     source: Annotated[Path, typer.Argument(help="A root tree, or a tar of one (compressed or not; needs root).")],
     name: Annotated[str, typer.Option(help="The release's name, such as debian.")],
     version: Annotated[str, typer.Option(help="Its version; a version is built once and never changes.")],
-    arch: Annotated[str, typer.Option(help="Its architecture, as Debian writes it [the tree's].")] = "",
+    arch: Annotated[str, typer.Option(help="Its architecture, as Debian writes it (default: the tree's).")] = "",
     exclude: Annotated[list[str] | None, typer.Option(
         help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")] = None,
     default_excludes: Annotated[bool, typer.Option(
@@ -114,7 +114,7 @@ def show(ref: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False)
 
 @app.command()
 def verify(
-    ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release [all].")] = "",
+    ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release (default: all).")] = "",
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
     """Read releases back and check every byte: tar, index, digests, and that the catalogue names them."""

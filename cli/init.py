@@ -12,7 +12,7 @@ import typer
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Where the site shall be; must not exist or be empty.")],
-    url: Annotated[str, typer.Option(help="What hosts call this server [http://THIS-MACHINE:8080].")] = "",
+    url: Annotated[str, typer.Option(help="What hosts call this server (default: http://THIS-MACHINE:8080).")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a new site: keys, catalogue, store, and configuration files with examples."""

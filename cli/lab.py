@@ -28,7 +28,7 @@ def up(
     subnets: Annotated[int, typer.Option("--subnets", help="How many subnets they are spread over.")] = 1,
     suite: Annotated[str, typer.Option("--suite", help="The Debian release they run.")] = "bookworm",
     uefi: Annotated[bool, typer.Option("--uefi", help="UEFI firmware; otherwise BIOS.")] = False,
-    name: Annotated[str, typer.Option("--name", help="The lab's name [made up].")] = "",
+    name: Annotated[str, typer.Option("--name", help="The lab's name (default: made up).")] = "",
 ) -> None:
     """Start Debian machines, say how to reach them, and keep them until ^C; then nothing is left but the logs."""
     if not 1 <= hosts <= len(NAMES) or not 1 <= subnets <= 8:

@@ -23,7 +23,7 @@ def plan(
     update_time: Annotated[str, typer.Option(help="One host's whole update, such as 30m or 1h30m.")],
     servers: Annotated[int, typer.Option(help="How many servers hosts download from.")] = 1,
     per_server: Annotated[int, typer.Option(help="How many hosts one server bears at once.")] = 5,
-    download_time: Annotated[str, typer.Option(help="The part of it that downloads [all of it].")] = "",
+    download_time: Annotated[str, typer.Option(help="The part of it that downloads (default: all of it).")] = "",
     deadline: Annotated[str, typer.Option(help="When all must be done; tells the servers needed.")] = "",
     blast_budget: Annotated[
         int | None, typer.Option(help="Refuse when more hosts are in flight before the first result.")] = None,

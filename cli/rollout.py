@@ -21,7 +21,7 @@ from rollout.executor import Phase
 app = typer.Typer(no_args_is_help=True, help="Rollouts: many hosts, one after another, stopping by themselves.")
 
 View = dict[str, object]
-IdArgument = Annotated[str, typer.Argument(help="The rollout [the latest].", show_default=False)]
+IdArgument = Annotated[str, typer.Argument(help="The rollout (default: the latest).", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OVER = {Phase.DONE, Phase.ABORTED, Phase.HALTED}
 
@@ -30,25 +30,26 @@ OVER = {Phase.DONE, Phase.ABORTED, Phase.HALTED}
 def start(
     release: Annotated[str, typer.Argument(help="NAME/VERSION/ARCH of a release in the catalogue.")],
     hosts: Annotated[list[str] | None, typer.Argument(help="Hosts by name.", show_default=False)] = None,
-    host_class: Annotated[str, typer.Option("--class", help="A class expression instead of names.")] = "",
+    host_class: Annotated[str, typer.Option("--class", help="A class of hosts instead of names.")] = "",
     update_time: Annotated[str, typer.Option(help="One host's whole update, such as 30m.")] = "",
     download_time: Annotated[str, typer.Option(help="The part of it that downloads.")] = "",
     servers: Annotated[int | None, typer.Option(help="How many servers hosts download from.")] = None,
     per_server: Annotated[int | None, typer.Option(help="How many hosts one server bears at once.")] = None,
     interval: Annotated[str, typer.Option(help="Tighten to this, instead of the calculated interval.")] = "",
-    start_interval: Annotated[str, typer.Option(help="Begin with this interval [four times the other].")] = "",
+    start_interval: Annotated[
+        str, typer.Option(help="Begin with this interval (default: four times the other).")] = "",
     deadline: Annotated[str, typer.Option(help="Refuse when the servers cannot do it in this time.")] = "",
     blast_budget: Annotated[int | None, typer.Option(help="Most hosts triggered and not healthy.")] = None,
     failure_budget: Annotated[int | None, typer.Option(help="Failures that halt the rollout.")] = None,
     minimum: Annotated[
-        list[str] | None, typer.Option(help="SERVICE=N providers stay up; may be given again [half of them].")] = None,
+        list[str] | None, typer.Option(help="SERVICE=N providers stay up (default: half); may be given again.")] = None,
     recovery: Annotated[str, typer.Option(help="Another recovery image than the release's.")] = "",
     level: Annotated[str, typer.Option(help="The level hosts report when they are done.")] = "",
     site: SiteOption = SITE, control: ControlOption = "", as_json: JsonOption = False,
 ) -> None:
     """Start a rollout and print its id; what is not given has the server's default."""
     if bool(hosts) == bool(host_class):
-        raise UsageError("name the hosts, or give a class expression with --class, and not both")
+        raise UsageError("name the hosts, or give a class with --class, and not both")
     wanted: dict[str, object] = {
         "release": release, "hosts": hosts or None, "class": host_class or None, "servers": servers,
         "per_server": per_server, "blast_budget": blast_budget, "failure_budget": failure_budget,

@@ -5,11 +5,10 @@ Each function is one short transaction. What a report means is decided by contro
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from control import progress
@@ -131,8 +130,10 @@ def orders_of(database: Database, host: str, limit: int = 20) -> list[OrderRow]:
 
 def newest_orders(database: Database) -> dict[str, OrderRow]:
     """Return the newest order of every host that ever had one."""
+    newest = select(OrderRow.host, func.max(OrderRow.issued_s).label("at")).group_by(OrderRow.host).subquery()
     with database.reading() as session:
-        rows = session.scalars(select(OrderRow).order_by(OrderRow.issued_s))
+        rows = session.scalars(select(OrderRow).join(
+            newest, (OrderRow.host == newest.c.host) & (OrderRow.issued_s == newest.c.at)))
         return {row.host: row for row in rows}
 
 
@@ -140,6 +141,12 @@ def host_rows(database: Database) -> dict[str, HostRow]:
     """Return what is known of every host that ever had a token, a key or an order."""
     with database.reading() as session:
         return {row.name: row for row in session.scalars(select(HostRow))}
+
+
+def host_row(database: Database, host: str) -> HostRow | None:
+    """Return what is known of one host."""
+    with database.reading() as session:
+        return session.get(HostRow, host)
 
 
 def facts_of(database: Database, host: str) -> Mapping[str, object]:
@@ -159,7 +166,8 @@ def events_of(database: Database, host: str, after: int = 0, limit: int = 500) -
 def count_states(database: Database) -> dict[str, int]:
     """Return how many orders there are in each state."""
     with database.reading() as session:
-        return dict(Counter(session.scalars(select(OrderRow.state))))
+        counted = session.execute(select(OrderRow.state, func.count()).group_by(OrderRow.state))
+        return dict(counted.tuples().all())
 
 
 def release_name(target: str | None) -> str | None:

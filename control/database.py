@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Index, MetaData, String, Text, create_engine, event
+from sqlalchemy import JSON, Engine, Index, MetaData, String, Text, create_engine, event, select
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -176,6 +176,11 @@ class Database:
         """Open a transaction that only reads: it waits for no writer."""
         with Session(self.engine.execution_options(**{READING: True}), expire_on_commit=False) as session:
             yield session
+
+    def check(self) -> None:
+        """Raise OperationalError when the database does not answer."""
+        with self.reading() as session:
+            session.execute(select(1))
 
     def close(self) -> None:
         """Close all connections."""

@@ -25,8 +25,6 @@ class DhcpEndpoint(asyncio.DatagramProtocol):
     def __init__(self, responder: Responder, address: IPv4Address, interface: str, port: int) -> None:
         self._responder, self._address, self._interface, self._port = responder, address, interface, port
         self._transport: asyncio.DatagramTransport | None = None
-        self.malformed = 0
-        """Datagrams dropped because they were not DHCP."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the socket that asyncio made."""
@@ -39,7 +37,6 @@ class DhcpEndpoint(asyncio.DatagramProtocol):
             packet = parse(data)
             answer = self._responder.reply(packet, self._address, clock.monotonic(), port=self._port)
         except CorruptError as error:
-            self.malformed += 1
             log.debug("dhcp: %s on %s: %s", addr[0], self._interface, error)
             return
         if answer is not None:
@@ -76,7 +73,7 @@ def _socket(interface: str, port: int) -> socket.socket:
     except OSError as error:
         channel.close()
         raise NetworkError(f"DHCP cannot listen on {interface} port {port} ({error.strerror}); run as root, name an "
-                           "interface that exists in [dhcp] interfaces, and stop any other DHCP server") from error
+                           "interface that exists in [[dhcp.subnet]], and stop any other DHCP server") from error
     channel.setblocking(False)
     return channel
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from plumbing.errors import UsageError
 
-_WORD = re.compile(r"[A-Za-z0-9._:/=,@%+\-\[\]?&]+")
+_WORD = re.compile(r"[A-Za-z0-9._:/=,@%+\-\[\]]+")
 
 
 def word(text: str) -> str:

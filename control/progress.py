@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 OPEN_STATES = ("active", "running")
 RECOVERY_PHASES = frozenset({"network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback",
                              "bootloader", "finish"})
-EVENTS = ("begin", "progress", "done", "failed", "healthy", "inventory")
 
 TRANSITIONS: dict[tuple[str, str], frozenset[str]] = {
     ("active", "begun"): frozenset({"running"}),

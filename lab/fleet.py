@@ -42,7 +42,7 @@ _QUESTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """Answers read inside a machine by question; `login` says whether the user could log in with the lab's key."""
+    """Answers read inside a machine by question."""
 
     answers: Mapping[str, str] = field(default_factory=dict)
 

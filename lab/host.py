@@ -19,21 +19,10 @@ from lab.qemu import Disk, Firmware
 from lab.ssh import lab_key
 from plumbing import run
 from plumbing.errors import NotFoundError
-from recovery import identity
-from recovery.network import Link, Network, to_json
 from recovery.phases.settle import enable_agent
 
 RUNTIME = Path("usr/lib/reroot")
 _KERNEL_WORDS = "console=tty0 console=ttyS0,115200"
-
-
-@dataclass(frozen=True)
-class Enrolment:
-    """What the agent of a host that is enrolled already knows: where its servers are, whom to trust."""
-
-    control_url: str
-    content_urls: tuple[str, ...]
-    trust_root: bytes
 
 
 @dataclass(frozen=True)
@@ -56,9 +45,7 @@ class HostSpec:
     unlisted_file: tuple[str, bytes] = ("opt/measure/calibration.dat", b"nobody listed this file\n")
     """Path below / and content: what an administrator forgot to name in any policy."""
     runtime: Path | None = None
-    """runtime.tar.zst of a recovery image: with it the agent is installed and enabled."""
-    enrolment: Enrolment | None = None
-    """None: the agent has yet to be enrolled, with a token, as on a real host."""
+    """runtime.tar.zst of a recovery image: with it the agent is installed and enabled, and has yet to be enrolled."""
 
     @property
     def address(self) -> str:
@@ -81,8 +68,6 @@ class BuiltHost:
     machine_id: str
     host_keys: dict[str, str]
     """File name of each public ssh host key -> its line."""
-    agent_key: bytes | None = None
-    """The agent's raw Ed25519 public key, as the control server keeps it; None unless enrolled."""
 
     @property
     def disk(self) -> Disk:
@@ -103,15 +88,13 @@ def build(spec: HostSpec, image: Path, cache: Path | None = None) -> BuiltHost:
         _network(tree, spec)
         _filesystems(tree, spec, plan)
         _boot(tree, plan)
-        keys, agent_key = _ssh(tree), None
+        keys = _ssh(tree)
         _people(tree, spec)
         _files(tree, local, spec)
         if spec.runtime is not None:
             install_agent(tree, spec.runtime)
-        if spec.enrolment is not None:
-            agent_key = _enrol(local if spec.local else tree / "local", spec, spec.enrolment)
         disks.write(plan, image, spec.firmware, root=tree, local=local if spec.local else None)
-    return BuiltHost(spec, image, plan, machine_id, keys, agent_key)
+    return BuiltHost(spec, image, plan, machine_id, keys)
 
 
 def copy_image(image: Path, target: Path) -> Path:
@@ -206,11 +189,4 @@ def _files(tree: Path, local: Path, spec: HostSpec) -> None:
     _put(tree, path, content)
     path, content = spec.local_file
     _put(local if spec.local else tree / "local", path, content)
-
-
-def _enrol(local: Path, spec: HostSpec, enrolment: Enrolment) -> bytes:
-    link = Link(spec.mac, f"{spec.address}/24", Subnet(spec.subnet).gateway)
-    made = identity.create(local, spec.name, enrolment.control_url, enrolment.content_urls, enrolment.trust_root,
-                           to_json(Network((link,), ())))
-    return made.key.public_key().public_bytes_raw()
 

@@ -21,13 +21,12 @@ from pathlib import Path
 from pyroute2 import netns
 from pyroute2.iproute.linux import NetNS
 
+from lab.keeper import NAMESPACES, PREFIX
 from lab.process import Process
 from plumbing import run
 from plumbing.errors import NotFoundError, RefusedError, UsageError
 from plumbing.run import Argument, Completed
 
-NAMESPACES = Path("/run/netns")
-PREFIX = "reroot-"
 CONTROL_ADDRESS = "10.77.1.1"
 """Where the control server of a lab listens: the lab's own address on its first subnet."""
 

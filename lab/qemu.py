@@ -36,17 +36,14 @@ class Boot(StrEnum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk image as a virtio disk; `serial` (at most 20 characters) is what the guest knows it by."""
+    """A raw disk image as a virtio disk; `serial` (at most 20 characters) is what the guest knows it by."""
 
     path: Path
     serial: str
-    format: str = "raw"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.serial) <= 20 or "," in self.serial:
             raise UsageError(f"a virtio disk can't have the serial {self.serial!r}; use 1 to 20 characters, no comma")
-        if self.format not in {"raw", "qcow2"}:
-            raise UsageError(f"{self.path} is of format {self.format!r}; the lab knows raw and qcow2")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,6 @@ class MachineSpec:
     kernel: DirectKernel | None = None
     reboots: bool = True
     """False: the machine ends where it would reboot."""
-    extra: tuple[str, ...] = ()
     """More words for QEMU's command line."""
 
 
@@ -106,7 +102,7 @@ def command_line(spec: MachineSpec, disks: tuple[Disk, ...], wiring: Wiring) -> 
         "-qmp", f"unix:{wiring.qmp},server=on,wait=off",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
         *_firmware(spec, wiring), *_disks(spec, disks), *_network(spec, disks, wiring), *_kernel(spec.kernel),
-        *([] if spec.reboots else ["-no-reboot"]), *spec.extra,
+        *([] if spec.reboots else ["-no-reboot"]),
     ]
 
 
@@ -122,9 +118,8 @@ def _disks(spec: MachineSpec, disks: tuple[Disk, ...]) -> list[str]:
     first = 0 if spec.boot is Boot.DISK else 1
     for number, disk in enumerate(disks):
         # A raw image holds every write a guest completed even after kill -9 of QEMU, for the machine's page
-        # cache has it: flushes may be skipped. A qcow2 has tables in QEMU's memory, so there they are obeyed.
-        cache = "unsafe" if disk.format == "raw" else "writeback"
-        words += ["-drive", f"if=none,id=disk{number},format={disk.format},cache={cache},discard=unmap,"
+        # cache has it: flushes may be skipped.
+        words += ["-drive", f"if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap,"
                             f"file={_quoted(disk.path)}",
                   "-device", f"virtio-blk-pci,drive=disk{number},serial={disk.serial},bootindex={first + number}"]
     return words

@@ -43,10 +43,9 @@ class Ssh:
     """ssh to one address as one user."""
 
     def __init__(self, network: Network, address: str, user: str, *, known_hosts: Path, socket: Path,
-                 log: Path, key: Path | None = None) -> None:
+                 log: Path) -> None:
         self._network, self._address, self.user = network, address, user
         self._known_hosts, self._socket, self._log = known_hosts, socket, log
-        self._key = key
         self._master: Process | None = None
 
     @property
@@ -94,7 +93,7 @@ class Ssh:
 
     def login_command(self) -> list[str]:
         """Return the command line with which a person gets a shell on the machine."""
-        words = ["ssh", "-F", "/dev/null", "-i", os.fspath(self._key or lab_key()),
+        words = ["ssh", "-F", "/dev/null", "-i", os.fspath(lab_key()),
                  "-o", f"UserKnownHostsFile={self._known_hosts}", f"{self.user}@{self._address}"]
         return [os.fsdecode(word) for word in self._network.argv(words)]
 
@@ -124,7 +123,7 @@ class Ssh:
             "ServerAliveInterval": 10, "ServerAliveCountMax": 3, "KexAlgorithms": "curve25519-sha256",
             "GSSAPIAuthentication": "no",
         }
-        words = ["-F", "/dev/null", "-i", os.fspath(self._key or lab_key())]
+        words = ["-F", "/dev/null", "-i", os.fspath(lab_key())]
         for name, value in options.items():
             words += ["-o", f"{name}={value}"]
         return words

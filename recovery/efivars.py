@@ -1,4 +1,4 @@
-"""UEFI boot variables: encoding is pure, `make_first` and `start_next` write through efivarfs.
+"""UEFI boot variables: encoding is pure, `make_first` writes through efivarfs.
 
 Load options and device paths: UEFI specification 2.10, 3.1.3 and 10.3.5.1. A file of efivarfs holds four bytes of
 attributes, then the value; the kernel lets Boot#### , BootOrder and BootNext be written without further ado.
@@ -104,11 +104,6 @@ def make_first(esp: GptEntry, folder: Path = EFIVARS) -> int:
         wanted = put_first(order, number)
         _write(folder / f"BootOrder-{GLOBAL}", struct.pack(f"<{len(wanted)}H", *wanted))
     return number
-
-
-def start_next(number: int, folder: Path = EFIVARS) -> None:
-    """Have the firmware start entry `number` the next time only (BootNext), whatever its order says."""
-    _write(folder / f"BootNext-{GLOBAL}", struct.pack("<H", number))
 
 
 def _read(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from plumbing.errors import CorruptError, UsageError
 PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
 EVERY_BOOT = frozenset({"network", "order", "disks"})
 """Phases whose result does not outlive a boot."""
-EVENTS = frozenset({"order", "attempt", "begin", "done", "failed", "frames", "lost"})
+EVENTS = frozenset({"order", "attempt", "begin", "done", "failed", "frames"})
 START = "0" * 16
 """What stands for the check of the line before the first."""
 
@@ -176,11 +176,6 @@ class Journal:
         fresh = set(restored) - self.state.frames
         return self._append("frames", data=_spans(fresh)) if fresh else self.state
 
-    def lost(self, bad: Collection[int]) -> State:
-        """Record frames as not restored after all."""
-        gone = set(bad) & self.state.frames
-        return self._append("lost", data=_spans(gone)) if gone else self.state
-
     def finished(self, order_id: str) -> bool:
         """Whether the order with this id was carried out to its end, ever, by this journal's account."""
         current: object = None
@@ -244,8 +239,6 @@ def _apply(state: State, record: Record) -> State:
         return replace(state, attempts=state.attempts + 1)
     if record.event == "frames":
         return replace(state, frames=state.frames | _numbers(data["ranges"]))
-    if record.event == "lost":
-        return replace(state, frames=state.frames - _numbers(data["ranges"]))
     if phase is None:
         raise ValueError(record.event)
     if record.event == "failed":

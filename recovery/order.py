@@ -145,11 +145,6 @@ class Order:
     nonce: str
 
     @property
-    def wipes(self) -> bool:
-        """Whether carrying it out destroys a filesystem."""
-        return self.mode != "rescue"
-
-    @property
     def expires_s(self) -> float:
         """Wall seconds at which it ceases to be valid."""
         return clock.from_iso(self.expires)

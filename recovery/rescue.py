@@ -59,12 +59,16 @@ class Console:
     pidfd: int | None = field(default=None)
 
     def reopen(self) -> bool:
-        """Open the terminal anew: the kernel hangs it up for everyone when a shell that had it ends."""
-        os.close(self.fd)
+        """Open the terminal anew: the kernel hangs it up for everyone when a shell that had it ends.
+
+        The old one is closed last, so that whoever is at the other end never sees a line that nobody holds.
+        """
+        old = self.fd
         try:
             self.fd = open_terminal(self.folder / self.name, os.O_RDWR)
         except OSError:
             self.fd = -1
+        os.close(old)
         return self.fd >= 0
 
     def write(self, text: str) -> None:

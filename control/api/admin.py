@@ -94,7 +94,7 @@ async def show_host(host: str, request: Request) -> Response:
     """Return one host, its facts and its orders."""
     parts = parts_of(request)
     listed = parts.hosts.get(host)
-    row = (await asyncio.to_thread(book.host_rows, parts.database)).get(host)
+    row = await asyncio.to_thread(book.host_row, parts.database, host)
     orders = await asyncio.to_thread(book.orders_of, parts.database, host)
     return JSONResponse({
         **host_json(listed, row, orders[0] if orders else None),

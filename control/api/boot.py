@@ -63,7 +63,7 @@ async def ipxe_script(
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
     """Say that the database answers."""
-    await asyncio.to_thread(book.count_states, parts_of(request).database)
+    await asyncio.to_thread(parts_of(request).database.check)
     return JSONResponse({"status": "ok"})
 
 

@@ -124,15 +124,3 @@ def publish(store: Store, recipe: Recipe, image: Image) -> bytes:
     })
     store.put_manifest(ref(recipe.name, recipe.version, recipe.arch), manifest)
     return manifest
-
-
-def build(
-    store: Store, *, name: str, version: str, arch: str, root_json: bytes, kernel: Kernel,
-    budget_bytes: int = BUDGET_BYTES, profile: str = "virtio", level: int = 19, say: Say = lambda _: None,
-) -> bytes:
-    """Build a recovery image into the store and return its manifest, which the caller puts into the catalogue.
-
-    `root_json` is the catalogue's root of trust, embedded in the initramfs.
-    """
-    recipe = Recipe(name, version, arch, kernel, root_json, profile=profile, budget_bytes=budget_bytes, level=level)
-    return publish(store, recipe, make(recipe, say))

@@ -23,9 +23,10 @@ from plumbing.run import run
 pytestmark = pytest.mark.root
 
 OWNER = """
-import sys
+import signal, sys
 from pathlib import Path
 from lab.session import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background has it ignored
 with Lab(logs=Path(sys.argv[1])) as lab:
     child = lab.program(["sleep", "1000"], name="sleeper")
     print(lab.name, child.pid, lab._keeper.pid, lab.scratch, flush=True)

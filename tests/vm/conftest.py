@@ -24,6 +24,7 @@ LOGS = Path(os.environ.get("REROOT_LAB_LOGS") or Path(__file__).parents[2] / ".c
 OpenLab = Callable[..., Lab]
 BuildHost = Callable[[HostSpec], BuiltHost]
 Begin = Callable[[Wish], Demo]
+Tell = Callable[[str], None]
 
 
 @pytest.fixture
@@ -42,6 +43,21 @@ def open_lab(request: pytest.FixtureRequest) -> Iterator[OpenLab]:
     yield make
     for lab in reversed(opened):
         lab.close()
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Say what happened: the lines stand at the end of the run, whichever worker ran the test, passed or not."""
+    return lambda lines: record_property("told", lines)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    for report in reports:
+        told = [str(lines) for name, lines in report.user_properties if name == "told"]
+        if told and report.when == "call":
+            terminalreporter.section(report.nodeid)
+            terminalreporter.write_line("\n".join(told))
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +80,7 @@ def build_host(_built: dict[HostSpec, BuiltHost], tmp_path_factory: pytest.TempP
         made = _built[spec]
         image = tmp_path / f"{spec.name}-{len(copies)}.img"
         copies.append(host.copy_image(made.image, image))
-        return BuiltHost(made.spec, image, made.plan, made.machine_id, made.host_keys, made.agent_key)
+        return BuiltHost(made.spec, image, made.plan, made.machine_id, made.host_keys)
 
     yield build
     for path in copies:

@@ -6,7 +6,7 @@ import random
 import threading
 
 import pytest
-from conftest import Begin
+from conftest import Begin, Tell
 
 from lab import demo, fleet
 from lab.demo import Wish
@@ -19,7 +19,7 @@ LONGEST_S = 45.0
 
 
 @pytest.mark.parametrize("uefi", [False, True], ids=["bios", "uefi"])
-def test_power_cuts_at_random_moments(begin: Begin, uefi: bool) -> None:
+def test_power_cuts_at_random_moments(begin: Begin, tell: Tell, uefi: bool) -> None:
     """Fault 1: after each cut the machine comes back by itself; in the end nothing precious is lost."""
     dice, pause, rows = random.Random(7), threading.Event(), []
     run = begin(Wish(uefi=uefi))
@@ -39,7 +39,7 @@ def test_power_cuts_at_random_moments(begin: Begin, uefi: bool) -> None:
     try:
         phases = run.follow(forgive=True)
     finally:
-        print("\n".join(rows))
+        tell("\n".join(rows))
     story = run.compare(dict(before), phases)
     if missing := demo.lost(story):
         raise CommandError("; ".join(missing))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
+
+from conftest import OpenLab, Tell
 
 from imaging.recovery_image import build, kernel, python_runtime, selfcheck
 from imaging.recovery_image.build import Recipe
 from imaging.recovery_image.contents import file
 from imaging.recovery_image.python_runtime import HOME
 from lab.qemu import DirectKernel, MachineSpec
-from lab.session import Lab
 
 CACHE = Path(os.environ.get("REROOT_LAB_CACHE") or Path(__file__).parents[2] / ".cache") / "kernels"
 BOOT_S = 90.0
@@ -45,7 +45,7 @@ do("poweroff", "-f")
 '''
 
 
-def test_python_comes_up_and_everything_carried_works(open_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_python_comes_up_and_everything_carried_works(open_lab: OpenLab, tell: Tell, tmp_path: Path) -> None:
     roots = python_runtime.expand_roots(Recipe.source, python_runtime.HOST_ROOTS)
     probe = [file(f"{HOME}/app/probe.py", MAIN.format(roots=list(roots)).encode(), part="test", why="test"),
              file(f"{HOME}/app/selfcheck.py", Path(selfcheck.__file__).read_bytes(), part="test", why="test")]
@@ -67,4 +67,4 @@ def test_python_comes_up_and_everything_carried_works(open_lab: Callable[..., La
     assert set(not_loaded) <= {"efivarfs"}  # some kernels refuse it where the firmware is BIOS
     assert "eth0" in cards
     assert set(times) == {"zstandard", "blake3", "cryptography", "tuf", "interpreter", "reroot"}
-    print(marks, times, {title: len(data) for title, data in image.parts.items()})
+    tell(f"marks {marks}, imports {times}, bytes {[(title, len(data)) for title, data in image.parts.items()]}")

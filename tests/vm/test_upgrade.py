@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Begin
+from conftest import Begin, Tell
 
 from lab import demo, fleet
 from lab.demo import Demo, Wish
@@ -17,37 +17,36 @@ BEFORE_WIPE = ("preserve: begins", "wipe: begins")
 PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
 
 
-def check_kept(story: demo.Story) -> None:
-    print(demo.table(story))
+def check_kept(story: demo.Story, tell: Tell) -> None:
+    tell(demo.table(story))
     assert demo.lost(story) == []
     for name, after in story.after.items():
         assert after.answers["system"] == NEW, name
         assert after.answers["unlisted file"] == "archived, reported", name
 
 
-def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin) -> None:
+def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell) -> None:
     run = begin(Wish())
     story = run.upgrade()
-    check_kept(story)
+    check_kept(story, tell)
     assert set(PHASES) <= set(story.phases["alpha"])
     machine = run.hosts[0].on
-    assert "2" not in machine.succeed("mount | grep -c ' / '").strip()
+    assert machine.succeed("mount | grep -c ' / '").strip() == "1"
     assert machine.succeed("passwd -S carol").split()[1] == "P", "the password is still one"
     assert "reroot.local" not in machine.read_file("/proc/cmdline").decode()
     tickets = [event["data"] for event in run.control.events("alpha") if event["phase"] == "stage"]
-    assert any("tickets" in data for data in tickets if isinstance(data, dict)), "a ticket was held while staging"
+    assert any(data.get("tickets") for data in tickets if isinstance(data, dict)), "a ticket was held while staging"
     services = run.control.get("/status")["tickets"]
     assert "alpha" not in str(services), "and given back"
     assert run.mailbox.messages == []
 
 
-def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin) -> None:
+def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:
     run = begin(Wish(hosts=2, uefi=True))
     story = run.upgrade()
-    check_kept(story)
+    check_kept(story, tell)
     assert {host.spec.address.rsplit(".", 1)[0] for host in run.hosts} == {"10.77.1", "10.77.2"}
-    rollout = run.control.get("/rollouts")
-    assert "done" in str(rollout)
+    assert [rollout["phase"] for rollout in run.control.get("/rollouts")["rollouts"]] == ["done"]
 
 
 @pytest.mark.parametrize("uefi", [False, True], ids=["bios", "uefi"])
@@ -59,7 +58,7 @@ def test_a_blank_machine_installs_itself_from_the_network(begin: Begin, uefi: bo
     run.hosts[0].on.succeed("test -s /etc/ssh/ssh_host_ed25519_key && mountpoint /local")
 
 
-def test_power_cuts_in_every_phase_lose_nothing(begin: Begin) -> None:
+def test_power_cuts_in_every_phase_lose_nothing(begin: Begin, tell: Tell) -> None:
     """Fault 1: kill -9 of QEMU as each phase begins, and amid the longest ones; the machine comes back by itself."""
     run = begin(Wish())
     before = run.boot_fleet()
@@ -77,19 +76,21 @@ def test_power_cuts_in_every_phase_lose_nothing(begin: Begin) -> None:
             machine.wait_for_login(fleet.LOGIN_S)
             assert machine.succeed(". /etc/os-release; echo $PRETTY_NAME").strip() == OLD
     story = run.compare(dict(before), run.follow())
-    print("\n".join(f"power cut at {cut:<22} {outcome}" for cut, outcome in outcomes))
-    check_kept(story)
+    tell("\n".join(f"power cut at {cut:<22} {outcome}" for cut, outcome in outcomes))
+    check_kept(story, tell)
 
 
-def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin: Begin) -> None:
+def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin: Begin, tell: Tell) -> None:
     """The stage is damaged and the server dies before the restore: last gasp, rescue menu, and the same order again."""
     run = begin(Wish(attempts=1))
     before = run.boot_fleet()
     run.order()
     machine = run.hosts[0].on
     machine.wait_for_console(r"preserve: begins", 240)
-    damage_stage(run)  # recovery has read none of it yet but the index
+    machine.qmp.execute("stop")  # recovery has read none of the stage yet but the index
+    damage_stage(run)
     run.control.kill()
+    machine.qmp.execute("cont")
     mail = run.mailbox.wait_for_mail(400)[0]
     text = mail.get_content()
     assert mail["Subject"] and "alpha" in str(mail["Subject"])
@@ -98,7 +99,7 @@ def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin:
     machine.wait_for_console("a shell on this console", 60)
     run.control.start()
     machine.send_console("2\n")
-    check_kept(run.compare(dict(before), run.follow(forgive=True)))
+    check_kept(run.compare(dict(before), run.follow(forgive=True)), tell)
 
 
 def damage_stage(run: Demo) -> None:

@@ -44,10 +44,9 @@ def test_json_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("init", "serve", "host", "plan", "ticket", "rollout"):
+    for name in COMMANDS:
         assert name in shown
         assert run([name, "--help"]) == 0
-    assert set(COMMANDS) >= {"image", "recovery", "class", "level", "precious", "simulate", "lab"}
 
 
 LOADED = """

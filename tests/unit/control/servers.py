@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +29,18 @@ from plumbing.http import Client, Response
 
 ROOT = Path(__file__).resolve().parents[3]
 RECOVERY = "recovery/base/1/amd64.json"
+_PORTS = itertools.count(os.getpid())
 
 
 def free_port() -> int:
-    """Return a port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody has or will be given: below those of outgoing connections, this worker's own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20_000 + 1_000 * (worker % 12) + next(_PORTS) % 1_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_site(folder: Path, extra: str = "") -> Site:
@@ -186,6 +192,12 @@ class Machine:
         answer = self.server.admin("GET", f"/hosts/{self.name}").json()
         assert isinstance(answer, dict)
         return answer
+
+    def told(self) -> set[tuple[str, str]]:
+        """Return (phase, event) of everything that the host reported."""
+        answer = self.server.admin("GET", f"/hosts/{self.name}/events").json()
+        assert isinstance(answer, dict)
+        return {(event["phase"], event["event"]) for event in answer["events"]}
 
     def issue(self, **wish: object) -> Response:
         return self.server.admin("POST", "/orders", {"host": self.name, "release": "debian/13.1", **wish})

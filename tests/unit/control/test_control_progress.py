@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control import progress
-from control.progress import EVENTS, RECOVERY_PHASES, TRANSITIONS, Goal, Report, Standing, is_current, judge, overdue
+from control.api.hosts import ReportBody
+from control.progress import RECOVERY_PHASES, TRANSITIONS, Goal, Report, Standing, is_current, judge, overdue
 
 GOAL = Goal("upgrade", "sha256:aa", "debian/13.1/amd64")
 DRAWING = Path(__file__).resolve().parents[3] / "docs/machines/order.dot"
@@ -19,7 +21,8 @@ phases = st.sampled_from([*sorted(RECOVERY_PHASES), "stage", "reboot", "health"]
 data = st.fixed_dictionaries({}, optional={
     "final": st.booleans(), "wiped": st.booleans(), "digest": st.sampled_from(["sha256:aa", "sha256:bb", ""]),
     "release": st.sampled_from(["debian/13.1/amd64", "debian/12/amd64", 7])})
-reports = st.builds(Report, phases, st.sampled_from(EVENTS), data, st.text(max_size=5))
+events = st.sampled_from(get_args(ReportBody.model_fields["event"].annotation))
+reports = st.builds(Report, phases, events, data, st.text(max_size=5))
 standings = st.builds(Standing, states, phases, st.booleans())
 
 

@@ -138,7 +138,7 @@ def test_a_failed_stage_is_told_and_the_agent_waits_again(bench: Bench) -> None:
     made._step()
     assert made.state is State.WAITING
     assert not (bench.local / "recover/order.json").exists()
-    wait_until(lambda: bench.machine.shown()["order"])
+    wait_until(lambda: ("stage", "failed") in bench.machine.told())
     assert "stage" in bench.out.getvalue()
 
 

@@ -80,11 +80,6 @@ def test_an_empty_board_gets_its_first_entry(tmp_path: Path) -> None:
     assert efivars.read_order(tmp_path) == (0,)
 
 
-def test_one_start_can_be_named(folder: Path) -> None:
-    efivars.start_next(0x1A2, folder)
-    assert value(folder, "BootNext") == b"\xa2\1"
-
-
 def test_without_uefi_it_says_so(tmp_path: Path) -> None:
     assert not efivars.available(tmp_path / "none")
     with pytest.raises(RefusedError, match="start this machine by UEFI"):

@@ -77,7 +77,6 @@ def test_what_is_written_reads_back_equal(value: dict[str, Any]) -> None:
     order = read(value)
     assert Order.from_json(order.to_json()) == order
     assert json.loads(order.to_json()) == value
-    assert order.wipes == (value["mode"] != "rescue")
 
 
 def test_sizes_are_bytes() -> None:
