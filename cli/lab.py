@@ -19,6 +19,7 @@ from plumbing.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Virtual machines on a network of their own, to try things on.")
 
+AccelOption = Annotated[str, typer.Option("--accel", help="tcg, or kvm where it works.")]
 NAMES = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 
 
@@ -29,6 +30,7 @@ def up(
     suite: Annotated[str, typer.Option("--suite", help="The Debian release they run.")] = "bookworm",
     uefi: Annotated[bool, typer.Option("--uefi", help="UEFI firmware; otherwise BIOS.")] = False,
     name: Annotated[str, typer.Option("--name", help="The lab's name (default: made up).")] = "",
+    accel: AccelOption = "tcg",
 ) -> None:
     """Start Debian machines, say how to reach them, and keep them until ^C; then nothing is left but the logs."""
     if not 1 <= hosts <= len(NAMES) or not 1 <= subnets <= 8:
@@ -44,7 +46,7 @@ def up(
             built = host.build(host.HostSpec(each, subnet=subnet, number=number, firmware=firmware,
                                              root=roots.RootSpec(suite)), lab.scratch / f"{each}.img")
             machines.append(lab.machine(each, subnet=subnet, host=number, disks=[built.disk],
-                                        spec=MachineSpec(firmware=firmware)))
+                                        spec=MachineSpec(firmware=firmware, accel=accel)))
         for machine in machines:
             machine.start()
         for machine in machines:
@@ -61,12 +63,19 @@ def demo(
     hosts: Annotated[int, typer.Option("--hosts", help="How many hosts, on two subnets when more than one.")] = 1,
     uefi: Annotated[bool, typer.Option("--uefi", help="UEFI firmware; otherwise BIOS.")] = False,
     emergency: Annotated[bool, typer.Option("--emergency", help="Blank disks, booted from the network.")] = False,
+    broken: Annotated[
+        bool, typer.Option("--broken", help="With --emergency: the disks of hosts that start no more.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Pack the recovery image fast instead of small.")] = False,
+    accel: AccelOption = "tcg",
 ) -> None:
     """Show the main job on real machines: Debian 12 hosts become Debian 13 hosts and lose nothing."""
     from lab import demo as showing
 
-    showing.show(showing.Wish(hosts, uefi, emergency, quick), lambda line: print(line, flush=True))
+    if broken and not emergency:
+        raise UsageError("--broken says what --emergency finds; give both")
+
+    wish = showing.Wish(hosts, uefi=uefi, emergency=emergency, broken=broken, quick=quick, accel=accel)
+    showing.show(wish, lambda line: print(line, flush=True))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from lab import fleet
 from lab.control import MAIL_PORT, ControlServer
 from lab.fleet import Facts, LabHost
+from lab.host import HostSpec
 from lab.mailbox import Mailbox
 from lab.qemu import Firmware
 from lab.session import Lab
@@ -23,6 +24,8 @@ from plumbing.errors import CommandError, UsageError
 
 Say = Callable[[str], None]
 UPGRADE_S = 900.0
+_UNTOLD = {"seconds", "attempt", "digest", "order", "installed", "os_release"}
+"""Figures of a report that say nothing new on a demo's line."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Wish:
     hosts: int = 1
     uefi: bool = False
     emergency: bool = False
+    broken: bool = False
+    """With `emergency`: the disk is not blank but that of a host which starts no more."""
+    accel: str = "tcg"
     quick: bool = False
     """Pack the recovery image fast instead of small."""
     attempts: int = 3
@@ -118,10 +124,8 @@ class Demo:
         subnets = len(self.lab.network.subnets)
         runtime = self.runtime()
         for number in range(self.wish.hosts):
-            host = LabHost(self.lab, self.control, fleet.spec(number, firmware=self.firmware, subnets=subnets,
-                                                              runtime=runtime))
+            host = self._host(fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=runtime))
             host.build()
-            self.hosts.append(host)
         for host in self.hosts:
             host.on.start()
         for host in self.hosts:
@@ -131,6 +135,10 @@ class Demo:
         before = {host.spec.name: Facts.read(host.on, host.spec) for host in self.hosts}
         self._wait_for_inventory()
         return before
+
+    def _host(self, spec: HostSpec) -> LabHost:
+        self.hosts.append(LabHost(self.lab, self.control, spec, accel=self.wish.accel))
+        return self.hosts[-1]
 
     def order(self) -> None:
         """Order the upgrade: of one host by itself, of several by a rollout."""
@@ -159,19 +167,22 @@ class Demo:
     # -- a blank machine -------------------------------------------------------------------------------------
 
     def install(self) -> Story:
-        """Boot machines with blank disks from the network and install them."""
+        """Boot machines with blank or broken disks from the network and install them."""
         subnets = len(self.lab.network.subnets)
         for number in range(self.wish.hosts):
             spec = fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=None)
-            host = LabHost(self.lab, self.control, spec)
-            host.blank()
-            self.hosts.append(host)
+            host = self._host(spec)
+            if self.wish.broken:
+                host.broken()
+            else:
+                host.blank()
             self.control.enrolment_token(host.entry())
             self.say(f"$ reroot host order {spec.name} --install --release {fleet.RELEASE}/amd64")
             self.control.command("host", "order", spec.name, "--install", "--release", f"{fleet.RELEASE}/amd64")
         for host in self.hosts:
             host.on.start()
-            self.say(f"{host.spec.name} is switched on: blank disk, boots from the network")
+            disk = "broken" if self.wish.broken else "blank"
+            self.say(f"{host.spec.name} is switched on: {disk} disk, boots from the network")
         phases = self.follow()
         return self.compare(dict.fromkeys((host.spec.name for host in self.hosts), None), phases)
 
@@ -210,13 +221,15 @@ class Demo:
         if kind == "begin":
             began[host, phase] = at
             self.say(f"{host}: {phase} …")
+        elif kind == "progress" and data.get("tickets"):
+            self.say(f"{host}: {phase} holds ticket {', '.join(map(str, data['tickets']))}")
         elif kind == "progress" and data.get("total"):
             self.say(f"{host}: {phase} {int(data.get('done', 0)) / 1e6:.0f} of {int(data['total']) / 1e6:.0f} MB")
         elif kind in {"done", "healthy", "failed"}:
             seconds = at - began.get((host, phase), at)
             phases[phase] = phases.get(phase, 0.0) + seconds
             words = ", ".join(f"{name} {value}" for name, value in data.items()
-                              if isinstance(value, int | float | str) and value != "")
+                              if isinstance(value, int | float | str) and value != "" and name not in _UNTOLD)
             self.say(f"{host}: {phase} {kind} in {seconds:.1f} s  {words} {event['message'] or ''}".rstrip())
 
     def compare(self, before: Mapping[str, Facts | None], phases: Mapping[str, Mapping[str, float]]) -> Story:

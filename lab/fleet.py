@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ NAMES = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot")
 DHCP_NETWORK = "[Match]\nName=en* eth*\n\n[Network]\nDHCP=ipv4\n"
 LOGIN_S = 300.0
 
+_HOST_KEYS = ("ecdsa", "ed25519", "rsa")
 _QUESTIONS: Mapping[str, str] = {
     "system": ". /etc/os-release; echo $PRETTY_NAME",
     "kernel": "uname -r",
     "host name": "hostname",
     "machine-id": "cat /etc/machine-id",
-    "host key": "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub | cut -d' ' -f2",
+    **{f"{kind} key": f"ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub | cut -d' ' -f2" for kind in _HOST_KEYS},
     "password hash": "getent shadow {user} | cut -d: -f2 | sha256sum | cut -c1-16",
     "crontab": "crontab -l -u {user} | sha256sum | cut -c1-16",
     "/local file": "sha256sum /local/{local_file} | cut -c1-16",
@@ -55,7 +57,8 @@ class Facts:
         return cls(found)
 
 
-KEPT = ("host name", "machine-id", "host key", "password hash", "crontab", "/local file", "user logs in")
+KEPT = ("host name", "machine-id", *(f"{kind} key" for kind in _HOST_KEYS), "password hash", "crontab", "/local file",
+        "user logs in")
 """The questions whose answers an upgrade must not change."""
 
 
@@ -77,8 +80,8 @@ def release_tree(lab: Lab, suite: str = "trixie") -> Path:
 class LabHost:
     """One machine, what it was built from, and its way into the site."""
 
-    def __init__(self, lab: Lab, control: ControlServer, spec: HostSpec) -> None:
-        self.lab, self.control, self.spec = lab, control, spec
+    def __init__(self, lab: Lab, control: ControlServer, spec: HostSpec, *, accel: str = "tcg") -> None:
+        self.lab, self.control, self.spec, self.accel = lab, control, spec, accel
         self.built: BuiltHost | None = None
         self.disk: Disk | None = None
         self.machine: Machine | None = None
@@ -101,12 +104,23 @@ class LabHost:
         through three more network options, minutes each, before it comes back to the disk.
         """
         image = disks.blank(self.lab.scratch / f"{self.spec.name}.img", size_mib=self.spec.disk_mib)
-        first = Boot.NET if self.spec.firmware is Firmware.BIOS else Boot.DISK
-        self._add(Disk(image, f"{self.spec.name}-disk0"), first)
+        self._add(Disk(image, f"{self.spec.name}-disk0"), self._first())
+
+    def broken(self) -> None:
+        """Give it the disk of a living host whose beginnings are noise: partition table, ESP and root filesystem."""
+        built = host.build(self.spec, self.lab.scratch / f"{self.spec.name}.img")
+        with built.image.open("r+b") as disk:
+            for offset in (0, built.plan.partition("esp").offset, built.plan.partition("root").offset):
+                disk.seek(offset)
+                disk.write(os.urandom(1 << 20))
+        self._add(built.disk, self._first())
+
+    def _first(self) -> Boot:
+        return Boot.NET if self.spec.firmware is Firmware.BIOS else Boot.DISK
 
     def _add(self, disk: Disk, boot: Boot) -> None:
         self.disk = disk
-        spec = MachineSpec(firmware=self.spec.firmware, boot=boot, memory_mib=MEMORY_MIB)
+        spec = MachineSpec(firmware=self.spec.firmware, boot=boot, memory_mib=MEMORY_MIB, accel=self.accel)
         self.machine = self.lab.machine(self.spec.name, disks=[disk], subnet=self.spec.subnet, host=self.spec.number,
                                         spec=spec)
 

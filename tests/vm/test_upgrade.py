@@ -46,12 +46,14 @@ def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> Non
     story = run.upgrade()
     check_kept(story, tell)
     assert {host.spec.address.rsplit(".", 1)[0] for host in run.hosts} == {"10.77.1", "10.77.2"}
-    assert [rollout["phase"] for rollout in run.control.get("/rollouts")["rollouts"]] == ["done"]
+    rollouts = run.control.get("/rollouts")["rollouts"]
+    assert isinstance(rollouts, list)
+    assert [rollout["phase"] for rollout in rollouts] == ["done"]
 
 
-@pytest.mark.parametrize("uefi", [False, True], ids=["bios", "uefi"])
-def test_a_blank_machine_installs_itself_from_the_network(begin: Begin, uefi: bool) -> None:
-    run = begin(Wish(uefi=uefi, emergency=True))
+@pytest.mark.parametrize(("uefi", "broken"), [(False, False), (True, True)], ids=["bios-blank", "uefi-broken"])
+def test_a_blank_or_broken_machine_installs_itself_from_the_network(begin: Begin, uefi: bool, broken: bool) -> None:
+    run = begin(Wish(uefi=uefi, emergency=True, broken=broken))
     story = run.install()
     assert story.after["alpha"].answers["system"] == NEW
     assert story.after["alpha"].answers["host name"] == "alpha"
