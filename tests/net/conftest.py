@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from pyroute2 import NetNS, netns
+from pyroute2 import netns
+from pyroute2.iproute.linux import NetNS
 
 from lab.network import Network
 from plumbing.run import Completed, run

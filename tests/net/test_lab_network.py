@@ -8,11 +8,13 @@ import smtplib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from pyroute2 import NetNS, netns
+from pyroute2 import netns
+from pyroute2.iproute.linux import NetNS
 
 from lab import keeper, session
 from lab.mailbox import Mailbox
@@ -106,7 +108,7 @@ def test_labs_run_side_by_side_with_the_same_addresses(lab: Lab, tmp_path: Path)
                          cwd=each.scratch)
             (each.scratch / "name").write_text(each.name)
         for each in (lab, other):
-            assert until(lambda each=each: each.network.listening("10.77.1.1", 80))
+            assert until(partial(each.network.listening, "10.77.1.1", 80))
             got = each.network.run([sys.executable, "-c", "import urllib.request as u; "
                                     "print(u.urlopen('http://10.77.1.1/name').read().decode())"])
             assert got.text.strip() == each.name

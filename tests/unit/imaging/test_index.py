@@ -35,7 +35,7 @@ def indexes(draw: st.DrawFn) -> Index:
         offset += draw(st.integers(0, 9))
         frames.append(Frame(offset, length, raw, draw(digests)))
         offset += length
-    entries, folders, sources = [TOP], [ROOT], []
+    entries, folders, sources = [TOP], [ROOT], list[bytes]()
     number, used = 0, 0
     seen = {ROOT}
     for name in draw(st.lists(names, max_size=12)):

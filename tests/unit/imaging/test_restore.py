@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import captured
 import pytest
@@ -20,6 +21,7 @@ from trees import describe, noise
 
 from imaging import restore as restoring
 from imaging.entry import Entry, EntryType, Extent, Hole
+from imaging.folders import sync_filesystem
 from imaging.index import Frame, Index
 from imaging.inodes import segments
 from imaging.restore import restore
@@ -49,12 +51,12 @@ class Packed:
         return self.packed[number]
 
 
-def entry(path: bytes, kind: EntryType = EntryType.FILE, mode: int = 0o644, **fields: object) -> Entry:
+def entry(path: bytes, kind: EntryType = EntryType.FILE, mode: int = 0o644, **fields: Any) -> Entry:
     base = Entry(path, kind, mode, *US, 1_000_000_007)
-    return replace(base, **fields)  # type: ignore[arg-type]
+    return replace(base, **fields)
 
 
-def file(path: bytes, content: bytes, *extents: tuple[int, int, int], **fields: object) -> Entry:
+def file(path: bytes, content: bytes, *extents: tuple[int, int, int], **fields: Any) -> Entry:
     return entry(path, size=len(content), digest=blake3(content).digest(), extents=tuple(map(Extent._make, extents)),
                  **fields)
 
@@ -151,7 +153,7 @@ def test_a_large_file_that_was_lost_is_fetched_again(rich: tuple[Path, Captured]
 def test_frames_are_reported_only_after_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restoring, "SYNC_BYTES", 1)
     steps: list[str] = []
-    real = restoring.sync_filesystem
+    real = sync_filesystem
 
     def watched(handle: int) -> None:
         real(handle)

@@ -154,8 +154,11 @@ def test_a_file_that_became_something_else(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x")
     (tmp_path / "g").write_bytes(b"y")
     entry, other = (entry for entry in scan(tmp_path) if entry.is_file)
-    for change in ((tmp_path / "f").unlink, lambda: (tmp_path / "f").symlink_to("g"),
-                   lambda: ((tmp_path / "f").unlink(), os.mkfifo(tmp_path / "f"))):
+    def pipe() -> None:
+        (tmp_path / "f").unlink()
+        os.mkfifo(tmp_path / "f")
+
+    for change in ((tmp_path / "f").unlink, lambda: (tmp_path / "f").symlink_to("g"), pipe):
         change()
         with TreeReader(tmp_path) as reader:
             with pytest.raises(FileChangedError):

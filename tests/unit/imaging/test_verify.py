@@ -61,7 +61,7 @@ def grow(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def in_place(path: Path, make: Callable[[Path], None]) -> None:
+def in_place(path: Path, make: Callable[[Path], object]) -> None:
     """Put something else where `path` is, its folder's time kept."""
     above, own = path.parent.stat(), path.lstat()
     path.unlink()

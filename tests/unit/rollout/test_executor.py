@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -82,7 +83,7 @@ def test_a_failed_host_that_heals_is_healthy() -> None:
     state, actions = run(state, 1.0, Failed("w0h0", "hung"))
     assert actions == [Finish()]
     state, _ = run(state, 2.0, Healthy("w0h0"))
-    assert (state.failed, state.healthy, state.phase) == ({}, {"w0h0"}, Phase.DONE)
+    assert (dict(state.failed), set(state.healthy), state.phase) == ({}, {"w0h0"}, Phase.DONE)
 
 
 def test_words_of_hosts_that_were_not_triggered_change_nothing() -> None:
@@ -134,7 +135,7 @@ def test_nobody_to_update_is_done() -> None:
 
 @pytest.mark.parametrize("wrong", [{"start_s": 5}, {"target_s": -1}, {"blast_budget": 0}, {"tighten_every": 0},
                                    {"failure_budget": 0}, {"host_timeout_s": 0}])
-def test_rules_that_make_no_sense(wrong: dict[str, float]) -> None:
+def test_rules_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         replace(PACE, **wrong)
 

@@ -5,6 +5,7 @@ Usage: hammer.py DATABASE NAME ROUNDS. Prints `got TICKET AFTER` and `back TICKE
 
 import sys
 import time
+from functools import partial
 
 from sqlalchemy import create_engine
 
@@ -23,7 +24,7 @@ def main(database: str, name: str, rounds: int) -> None:
     for number in range(rounds):
         asker = Asker(f"{name}{number}")
         try:
-            held.append(repository.change(SERVICE, 0.0, lambda pool, asker=asker: semaphore.acquire(pool, asker, 0.0)))
+            held.append(repository.change(SERVICE, 0.0, partial(semaphore.acquire, asker=asker, now=0.0)))
         except BusyError:
             pass
         else:

@@ -99,7 +99,9 @@ async def test_a_ticket_of_a_service_taken_out_can_still_be_given_back(tickets: 
 async def test_status_as_json(tickets: TicketService) -> None:
     await tickets.get("dump", "alpha")
     (found,) = [one.to_json() for one in await tickets.status()]
-    (lease,) = found.pop("leases")  # type: ignore[misc]
+    leases = found.pop("leases")
+    assert isinstance(leases, list)
+    (lease,) = leases
     assert found == {"service": "dump", "lifetime_s": 60, "providers": [
         {"name": "milton", "slots": 1, "live": 1}, {"name": "hasbro", "slots": 1, "live": 0}]}
     assert (lease["ticket"], lease["holder"], lease["fence"]) == ("milton_001", "alpha", 1)

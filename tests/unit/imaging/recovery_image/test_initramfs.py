@@ -29,7 +29,7 @@ def some() -> list[Item]:
 
 def read(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Read an archive back by the kernel's description of the format."""
-    found, at = {}, 0
+    found, at = dict[str, tuple[int, bytes, tuple[int, int]]](), 0
     while True:
         assert data[at:at + 6] == b"070701" and at % 4 == 0
         fields = [int(data[at + 6 + 8 * n:at + 14 + 8 * n], 16) for n in range(13)]
