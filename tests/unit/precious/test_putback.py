@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from old_and_new import disk, index_of, rules, write
 
-from plumbing.errors import CorruptError
+from imaging import verify
+from plumbing.errors import CorruptError, DiskError
 from precious import accountfiles, keep, place, putback
 from precious.place import free_name
 from precious.policy import Policy, load
@@ -176,6 +177,20 @@ def test_a_file_that_the_disk_lost_is_found(tmp_path: Path, monkeypatch: pytest.
             put_back(tmp_path / "kept", new.root, SRV, index_of(new.root))
 
 
+def test_what_could_not_be_written_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only clean pages leave memory: without the sync it would be memory that is read back."""
+    write(tmp_path / "old", "srv/file", b"x")
+    keep.collect(tmp_path / "old", SRV, tmp_path / "kept")
+    (tmp_path / "new").mkdir()
+
+    def lost(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(verify, "sync_filesystem", lost)
+    with pytest.raises(DiskError, match="lost what was written"):
+        put_back(tmp_path / "kept", tmp_path / "new", SRV, index_of(tmp_path / "new"))
+
+
 DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("mode", lambda root: (root / "srv/file").chmod(0o777)),
     ("owner", lambda root: os.chown(root / "srv/file", 5, 5)),
@@ -251,6 +266,18 @@ def test_folders_get_the_host_s_attributes_and_no_others(tmp_path: Path) -> None
     assert os.listxattr(new / "srv/shared") == ["system.posix_acl_default"]
     assert os.getxattr(new / "srv/shared", b"system.posix_acl_default") == acl(1000)
     assert os.listxattr(new / "srv/shared/file") == []
+
+
+def test_the_owner_of_an_empty_kept_folder_comes_along(tmp_path: Path) -> None:
+    old, new = roots(tmp_path)
+    for root, name in ((old, "app"), (new, "other")):
+        write(root, "etc/passwd", f"root:x:0:0::/:/bin/sh\n{name}:x:990:990::/:/bin/false\n".encode())
+        write(root, "etc/group", f"root:x:0:\n{name}:x:990:\n".encode())
+    (old / "srv/drop").mkdir(parents=True)
+    os.chown(old / "srv/drop", 990, 990)
+    go(tmp_path, rules('keep = ["/srv/**"]', 'keep = ["/etc/passwd", "/etc/group"]\nwhen = "merge"'))
+    uid = (new / "srv/drop").stat().st_uid
+    assert uid != 990 and f"app:x:{uid}:" in (new / "etc/passwd").read_text()
 
 
 def test_an_attribute_that_a_folder_cannot_get_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,8 @@ def test_an_unlisted_file_that_does_not_fit_pushes_out_no_other(tmp_path: Path) 
     policy = load([("test", '[unlisted]\nlook = ["/var/lib/**", "/var/www/**"]\nmax_bytes = 1048576')])
     assert select(tmp_path, policy, notes.append).unlisted == {b"var/www/index.html", b"var/www/site.conf"}
     assert len(notes) == 1 and "var/lib/a/big" in notes[0]
+    policy = load([("test", '[unlisted]\nlook = ["/var/www/**"]\nmax_bytes = 12')])
+    assert select(tmp_path, policy, notes.append).unlisted == {b"var/www/index.html"}, "12 bytes fill it"
 
 
 def test_inode_flags_are_told_and_the_files_come_back(tmp_path: Path) -> None:
