@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -63,12 +63,7 @@ def verify(
     Raises DiskError when what was written did not reach the disk or the target can't be entered; a file that can't
     be read is a mismatch.
     """
-    with Folders(target) as top:
-        try:
-            sync_filesystem(top.enter(ROOT))
-        except OSError as error:
-            raise DiskError(f"the filesystem at {target} lost what was written to it ({error.strerror}); the disk is "
-                            "failing: replace it") from error
+    write_out(target)
     check = _Check(index, target, frozenset(extras))
     threads = [threading.Thread(target=check.work, name=f"verify-{n}", daemon=True) for n in range(max(1, workers))]
     for thread in threads:
@@ -89,6 +84,27 @@ def verify(
     if failure is not None:
         raise failure
     return sorted(check.found, key=lambda mismatch: (mismatch.path, mismatch.what))
+
+
+def write_out(target: Path) -> None:
+    """Write out the filesystem at `target`, so that `compare` reads the disk; raises DiskError when any was lost."""
+    with Folders(target) as top:
+        try:
+            sync_filesystem(top.enter(ROOT))
+        except OSError as error:
+            raise DiskError(f"the filesystem at {target} lost what was written to it ({error.strerror}); the disk is "
+                            "failing: replace it") from error
+
+
+def compare(
+    entry: Entry, folders: Folders, others: Folders, told: Callable[[int], None] | None = None,
+) -> Iterator[Mismatch]:
+    """Yield every way in which the name of `entry` is not what it says; what a directory holds is not looked at.
+
+    `folders` and `others` have the same top, which `write_out` has synced; `others` finds what a hard link joins.
+    `told` is given the bytes of each piece that was read.
+    """
+    return _blamed(entry, _differences(entry, folders, others, told))
 
 
 class _Check:
@@ -123,35 +139,48 @@ class _Check:
             self.said.put(error)
 
     def _entry(self, entry: Entry, folders: Folders, others: Folders) -> Iterator[Mismatch]:
-        try:
-            if entry.is_directory:
-                yield from self._folder(entry, folders.enter(entry.path))
-                return
-            above, _, name = entry.path.rpartition(b"/")
-            folder = folders.enter(above or ROOT)
-            if entry.is_file:
-                yield from _file(entry, name, folder)
-            elif entry.type is EntryType.LINK:
-                yield from _link(entry, name, folder, others)
-            else:
-                yield from _node(entry, name, folder)
-        except OSError as error:
-            if error.errno in _GONE:
-                yield Mismatch(entry.path, "presence", "there", f"missing or something else ({error.strerror})")
-            else:
-                yield Mismatch(entry.path, "reading", "possible", f"failing ({error.strerror})")
+        return _blamed(entry, chain(_differences(entry, folders, others), self._extra_names(entry, folders)))
 
-    def _folder(self, entry: Entry, handle: int) -> Iterator[Mismatch]:
-        yield from _inode(entry, os.fstat(handle))
-        yield from _xattrs(entry, handle)
-        there = {os.fsencode(name) for name in os.listdir(handle)}
+    def _extra_names(self, entry: Entry, folders: Folders) -> Iterator[Mismatch]:
+        if not entry.is_directory:
+            return
+        there = {os.fsencode(name) for name in os.listdir(folders.enter(entry.path))}
         for name in there - self._names.get(entry.path, set()):
             path = name if entry.path == ROOT else entry.path + b"/" + name
             if path not in self._extras:
                 yield Mismatch(path, "presence", "absent", "there")
 
 
-def _file(entry: Entry, name: bytes, folder: int) -> Iterator[Mismatch]:
+def _blamed(entry: Entry, found: Iterator[Mismatch]) -> Iterator[Mismatch]:
+    """Turn the filesystem's complaint about an entry into a mismatch, the last one of it."""
+    try:
+        yield from found
+    except OSError as error:
+        if error.errno in _GONE:
+            yield Mismatch(entry.path, "presence", "there", f"missing or something else ({error.strerror})")
+        else:
+            yield Mismatch(entry.path, "reading", "possible", f"failing ({error.strerror})")
+
+
+def _differences(
+    entry: Entry, folders: Folders, others: Folders, told: Callable[[int], None] | None = None,
+) -> Iterator[Mismatch]:
+    if entry.is_directory:
+        handle = folders.enter(entry.path)
+        yield from _inode(entry, os.fstat(handle))
+        yield from _xattrs(entry, handle)
+        return
+    above, _, name = entry.path.rpartition(b"/")
+    folder = folders.enter(above or ROOT)
+    if entry.is_file:
+        yield from _file(entry, name, folder, told)
+    elif entry.type is EntryType.LINK:
+        yield from _link(entry, name, folder, others)
+    else:
+        yield from _node(entry, name, folder)
+
+
+def _file(entry: Entry, name: bytes, folder: int, told: Callable[[int], None] | None) -> Iterator[Mismatch]:
     handle = _open(name, folder)
     try:
         status = os.fstat(handle)
@@ -162,7 +191,7 @@ def _file(entry: Entry, name: bytes, folder: int) -> Iterator[Mismatch]:
         if status.st_size != entry.size:
             yield Mismatch(entry.path, "size", str(entry.size), str(status.st_size))
             return
-        digest = _digest(handle, entry.size)
+        digest = _digest(handle, entry.size, told)
         if digest != entry.digest:
             yield Mismatch(entry.path, "content", entry.digest.hex(), digest.hex())
     finally:
@@ -176,14 +205,19 @@ def _open(name: bytes, folder: int) -> int:
         return os.open(name, _READ, dir_fd=folder)
 
 
-def _digest(handle: int, size: int) -> bytes:
+def _digest(handle: int, size: int, told: Callable[[int], None] | None) -> bytes:
     """Return the BLAKE3 of what the disk has; clean pages are dropped, and all are clean after the sync."""
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     if size < CHUNK:
-        return blake3(os.read(handle, size) if size else b"").digest()
+        data = os.read(handle, size) if size else b""
+        if told is not None:
+            told(len(data))
+        return blake3(data).digest()
     hasher, buffer = blake3(), memoryview(bytearray(CHUNK))
     while count := os.readv(handle, [buffer]):
         hasher.update(buffer[:count])
+        if told is not None:
+            told(count)
     return hasher.digest()
 
 
@@ -212,7 +246,9 @@ def _device(number: int) -> str:
 
 def _inode(entry: Entry, status: os.stat_result) -> Iterator[Mismatch]:
     mode = _TYPES[entry.type] | (status.st_mode & 0o7777 if entry.type is EntryType.SYMLINK else entry.mode)
-    if status.st_mode != mode:
+    if stat.S_IFMT(status.st_mode) != stat.S_IFMT(mode):
+        yield Mismatch(entry.path, "type", stat.filemode(mode)[0], stat.filemode(status.st_mode)[0])
+    elif status.st_mode != mode:
         yield Mismatch(entry.path, "mode", stat.filemode(mode), stat.filemode(status.st_mode))
     if status.st_uid != entry.uid or status.st_gid != entry.gid:
         yield Mismatch(entry.path, "owner", f"{entry.uid}:{entry.gid}", f"{status.st_uid}:{status.st_gid}")

@@ -3,12 +3,19 @@
 In: the old root, a policy (TOML layers). Out: an archive on /local, the same files in the new root, a report.
 The data meets the modules in this order:
 
-1. `policy`   rules from shipped defaults, site, class and host, merged into one list (pure)
-2. `keep`     select from the old root, write the archive with its digests, read it back
-3. `unlisted` files nobody listed and no package owns: kept in the archive, never put back unasked
-4. `accounts` users, passwords and groups of two systems merged into one (pure)
-5. `putback`  each kept entry into the new root, conflicts decided by policy, every one reported
-6. `archives` those of earlier upgrades, of which the newest few stay
+1. `policy`       rules from shipped defaults, site, class and host, merged into one list (pure)
+2. `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
+3. `detours`      patterns that would keep nothing because their way leads through a link
+4. `flags`        inode flags, which no archive holds: told
+5. `selection`    what is kept of the old root, from the four above
+6. `returning`    what of it goes to the new root, in blocks and inodes (pure)
+7. `keep`         write the archive with its digests, read it back from the disk
+8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
+9. `acl`, `names`  whose the kept files are then (pure)
+10. `accountfiles` the merged account files in place of the image's
+11. `place`       each kept entry into the new root, conflicts decided by policy, and read back
+12. `putback`     8 to 11 in their order, every entry reported
+13. `archives`    those of earlier upgrades, of which the newest few stay
 
 Nothing here knows whether it runs in recovery, on a living host or in a test: roots are paths.
 """

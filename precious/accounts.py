@@ -2,8 +2,8 @@
 
 The new image's accounts are the base. From the old host come: people (ids of UID_MIN to UID_MAX), the
 passwords of all accounts that both have and the image leaves locked, system accounts that kept files belong
-to, and memberships. An id that the image already gave to another name is replaced by a free one, and the
-kept files follow, because they are put back by name.
+to, memberships, and ranges of ids for containers (`subids`). An id that the image already gave to another name is
+replaced by a free one, and the kept files follow, because they are put back by name.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from precious import subids
+
 UID_MIN, UID_MAX = 1000, 59999
 """The ids that Debian's adduser gives to people (login.defs)."""
 
 FILES = ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
-_WIDTH = {"passwd": 7, "group": 4, "shadow": 9, "gshadow": 4, "subuid": 3, "subgid": 3}
+_WIDTH = {"passwd": 7, "group": 4, "shadow": 9, "gshadow": 4}
+_RANGES = ("subuid", "subgid")
 
 Files = Mapping[str, bytes]
 Table = dict[str, list[str]]
@@ -37,13 +40,13 @@ class _Side:
     @classmethod
     def read(cls, files: Files, notes: list[str], label: str) -> _Side:
         side = cls()
-        for name in FILES:
+        for name, width in _WIDTH.items():
             table: Table = {}
             for line in files.get(name, b"").decode("utf-8", "surrogateescape").split("\n"):
                 fields = line.split(":")
                 if not line or line.startswith(("#", "+", "-")):
                     continue
-                if len(fields) != _WIDTH[name] or not fields[0]:
+                if len(fields) != width or not fields[0]:
                     notes.append(f"the {label}'s /etc/{name} has a line that is no account: {line[:40]!r}; left out")
                     continue
                 if name in {"passwd", "group"} and not _is_id(fields[2]):
@@ -89,7 +92,17 @@ def merge(old: Files, new: Files, owners: Iterable[str] = (), groups: Iterable[s
     _carry_users(host, image, set(owners), moved, notes)
     _carry_passwords(host, image)
     _carry_members(host, image)
-    return Merged(image.write(), tuple(notes))
+    ranges: dict[str, bytes] = {}
+    for name in _RANGES:
+        ranges[name], told = subids.merge(old.get(name, b""), new.get(name, b""), _holders(host, image), name)
+        notes += told
+    return Merged({**image.write(), **ranges}, tuple(notes))
+
+
+def _holders(host: _Side, image: _Side) -> dict[str, str]:
+    """Return the users of the host that the result has: by name and by the id the host gave them -> name."""
+    there = [user for name, user in host["passwd"].items() if name in image["passwd"]]
+    return {**{user[2]: user[0] for user in there}, **{user[0]: user[0] for user in there}}
 
 
 def _carry_groups(host: _Side, image: _Side, wanted: set[str], notes: list[str]) -> dict[int, int]:
@@ -126,9 +139,8 @@ def _carry_users(host: _Side, image: _Side, wanted: set[str], moved: Mapping[int
         taken.add(fresh)
         gid = moved.get(int(user[3]), int(user[3]))
         image["passwd"][name] = [name, user[1], str(fresh), str(gid), *user[4:]]
-        for extra in ("shadow", "subuid", "subgid"):
-            if name in host[extra]:
-                image[extra].setdefault(name, host[extra][name])
+        if name in host["shadow"]:
+            image["shadow"].setdefault(name, host["shadow"][name])
 
 
 def _carry_passwords(host: _Side, image: _Side) -> None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 from blake3 import blake3
 
 from imaging.capture import write_layer
-from imaging.entry import ROOT, Entry, EntryType, Progress, parent, printable
+from imaging.entry import Entry, Extent, Progress, printable
 from imaging.index import Index, decode
-from imaging.scan import TreeReader, scan
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError
-from precious import unlisted
+from precious import returning
 from precious.policy import Policy
+from precious.selection import select
 
 ARCHIVE, SUMMARY = "precious.tar.zst", "kept.json"
 MARGIN_BYTES = 16 << 20
@@ -43,11 +45,20 @@ class Kept:
         """The archive's file."""
         return self.folder / ARCHIVE
 
+    @cached_property
+    def _returning(self) -> tuple[Entry, ...]:
+        left = {entry.path: entry for entry in self.index.entries if entry.path in self.unlisted}
+        return tuple(returning.without((entry for entry in self.index.entries if entry.path not in left), left))
+
     @property
     def returning_bytes(self) -> int:
-        """What putting back writes to the new root, in bytes; unlisted files stay in the archive."""
-        return sum(entry.size - sum(hole[1] for hole in entry.holes) for entry in self.index.entries
-                   if entry.is_file and entry.path not in self.unlisted)
+        """The whole blocks that putting back takes in the new root, in bytes; unlisted files stay in the archive."""
+        return returning.disk_bytes(self._returning)
+
+    @property
+    def returning_inodes(self) -> int:
+        """How many inodes putting back takes in the new root."""
+        return returning.inodes(self._returning)
 
     def to_json(self) -> dict[str, object]:
         """Return counts and names for reports; sizes in bytes."""
@@ -57,53 +68,16 @@ class Kept:
                 "unlisted": [printable(path) for path in sorted(self.unlisted)], "notes": list(self.notes)}
 
 
-def select(root: Path, policy: Policy, note: Callable[[str], None]) -> tuple[list[Entry], frozenset[bytes]]:
-    """Return the entries to keep in tree order, with the folders that lead to them, and the unlisted paths.
-
-    A hard link whose first name is not kept becomes a file of its own.
-    """
-    extra, left = [], policy.unlisted.max_bytes
-    for path, size in unlisted.find(root, policy):
-        left -= size
-        if left >= 0:
-            extra.append(path)
-        else:
-            note(f"/{printable(path)} is not listed and there is no room left for unlisted files; not kept")
-    wanted = frozenset(extra)
-    ways = {way for path in wanted for way in _folders(path)}
-    found = list(scan(root, one_file_system=True, note=note,
-                      descend=lambda folder: folder in ways or policy.may_hold(folder)))
-    chosen = {entry.path for entry in found if entry.path in wanted or policy.rule_for(entry.path) is not None}
-    needed = chosen | {way for path in chosen for way in _folders(path)} | {ROOT}
-    return list(_whole(root, (entry for entry in found if entry.path in needed), chosen)), wanted
-
-
-def _folders(path: bytes) -> Iterator[bytes]:
-    while (path := parent(path)) != ROOT:
-        yield path
-
-
-def _whole(root: Path, entries: Iterator[Entry], chosen: set[bytes]) -> Iterator[Entry]:
-    firsts: dict[bytes, bytes] = {}
-    with TreeReader(root) as reader:
-        for entry in entries:
-            if entry.type is not EntryType.LINK or entry.link in chosen:
-                yield entry
-            elif entry.link in firsts:
-                yield replace(entry, link=firsts[entry.link])
-            else:
-                firsts[entry.link] = entry.path
-                yield reader.again(entry)
-
-
 def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None = None) -> Kept:
     """Archive what `policy` keeps of `root` below the folder `into`, durably; an older attempt is replaced.
 
-    Raises DiskError when there is no room (saying how much is missing) or a file cannot be read, and
-    FileChangedError for a file that never holds still. Nothing is changed below `root`.
+    Raises DiskError when there is no room (saying how much is missing) or a file cannot be read, FileChangedError for
+    a file that never holds still, and RefusedError for a pattern that a link makes keep nothing. Nothing is changed
+    below `root`.
     """
     notes: list[str] = []
-    entries, extra = select(root, policy, notes.append)
+    selection = select(root, policy, notes.append, progress)
+    entries = selection.entries
     durable.make_folder(into, 0o700)
     (into / SUMMARY).unlink(missing_ok=True)
     need = sum(entry.size for entry in entries) + 1024 * len(entries) + MARGIN_BYTES
@@ -122,17 +96,29 @@ def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None
     except OSError as error:
         raise DiskError(f"the precious files cannot be written to {into} ({error.strerror})") from error
     summary = {"version": 1, "index": [layer.index_offset, len(payload), blake3(payload).hexdigest()],
-               "unlisted": sorted(os.fsdecode(path) for path in extra), "notes": notes}
+               "unlisted": sorted(os.fsdecode(path) for path in selection.unlisted), "notes": notes}
     durable.write_file(into / SUMMARY, json.dumps(summary).encode(), 0o600)
     return load(into)
 
 
-def load(folder: Path) -> Kept:
-    """Open an archive that `collect` finished; raises CorruptError when it is not whole."""
+def _from_disk(path: Path) -> BinaryIO:
+    """Open a file so that what is read of it next comes from the disk: it must be there, not in memory."""
+    stream = path.open("rb")
     try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
-        offset, length, digest = summary["index"]
-        with (folder / ARCHIVE).open("rb") as stream:
+        os.fdatasync(stream.fileno())  # only clean pages can be dropped
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def load(folder: Path) -> Kept:
+    """Open an archive that `collect` finished, as the disk has it; raises CorruptError when it is not whole."""
+    try:
+        with _from_disk(folder / SUMMARY) as told, _from_disk(folder / ARCHIVE) as stream:
+            summary = json.load(told)
+            offset, length, digest = summary["index"]
             payload = os.pread(stream.fileno(), int(length), int(offset))
         notes, extra = tuple(map(str, summary["notes"])), frozenset(map(os.fsencode, summary["unlisted"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,13 +128,16 @@ def load(folder: Path) -> Kept:
     return Kept(folder, decode(payload), extra, notes)
 
 
-def frames(kept: Kept) -> Iterator[bytes]:
-    """Yield the archive's frames unpacked and in order, each read from the disk and held against its digest."""
+def frames(kept: Kept, numbers: Iterable[int], progress: Progress | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, content) of some of the archive's frames, each held against its digest, as `numbers` come.
+
+    `progress` counts compressed bytes, of the whole archive.
+    """
+    done, total = 0, kept.index.layer_bytes
+    unpacker = zstandard.ZstdDecompressor()
     with kept.archive.open("rb") as stream:
-        # What was written must come back from the disk, not from memory.
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        unpacker = zstandard.ZstdDecompressor()
-        for number, frame in enumerate(kept.index.frames):
+        for number in numbers:
+            frame = kept.index.frames[number]
             try:
                 data = os.pread(stream.fileno(), frame.length, frame.offset)
             except OSError as error:
@@ -156,39 +145,46 @@ def frames(kept: Kept) -> Iterator[bytes]:
             if blake3(data).digest() != frame.digest:
                 raise CorruptError(f"{kept.archive} came back from the disk with other bytes in frame {number}; the "
                                    "disk is not to be trusted")
-            yield unpacker.decompress(data, max_output_size=frame.raw_length)
+            done += frame.length
+            if progress is not None:
+                progress("read back", done, total)
+            yield number, unpacker.decompress(data, max_output_size=frame.raw_length)
 
 
-def contents(kept: Kept) -> Iterator[tuple[Entry, bytes]]:
-    """Yield (entry, piece) for the files of the archive, in order, an entry as often as it has extents."""
-    files = [(entry, extent) for entry in kept.index.entries for extent in entry.extents]
-    position = 0
-    for number, raw in enumerate(frames(kept)):
-        while position < len(files) and files[position][1].frame == number:
-            entry, extent = files[position]
-            yield entry, raw[extent.offset:extent.offset + extent.length]
-            position += 1
+def _extents(entries: Iterable[Entry]) -> dict[int, list[tuple[Entry, Extent]]]:
+    """Return frame number -> the runs of content that lie in it, in order."""
+    found: dict[int, list[tuple[Entry, Extent]]] = {}
+    for entry in entries:
+        for extent in entry.extents:
+            found.setdefault(extent.frame, []).append((entry, extent))
+    return found
 
 
-def verify(folder: Path) -> Kept:
+def verify(folder: Path, progress: Progress | None = None) -> Kept:
     """Read the whole archive back from the disk and compare every file's digest; raises CorruptError or DiskError."""
     kept = load(folder)
     hashers = {entry.path: blake3() for entry in kept.index.entries if entry.is_file}
-    for entry, piece in contents(kept):
-        hashers[entry.path].update(piece)
+    runs = _extents(kept.index.entries)
+    for number, raw in frames(kept, range(len(kept.index.frames)), progress):
+        for entry, extent in runs.get(number, ()):
+            hashers[entry.path].update(raw[extent.offset:extent.offset + extent.length])
     for entry in kept.index.entries:
         if entry.is_file and hashers[entry.path].digest() != entry.digest:
             raise CorruptError(f"/{printable(entry.path)} was not archived as it was read; nothing was wiped")
     return kept
 
 
-def read_files(kept: Kept, paths: frozenset[bytes]) -> dict[bytes, bytes]:
-    """Return the contents of some small files of the archive; those it does not hold are left out."""
-    found = {entry.path: b"" for entry in kept.index.entries if entry.is_file and entry.path in paths}
-    if found:
-        for entry, piece in contents(kept):
-            if entry.path in found:
-                found[entry.path] += piece
+def read_files(kept: Kept, paths: frozenset[bytes], progress: Progress | None = None) -> dict[bytes, bytes]:
+    """Return the contents of some small files of the archive; those it does not hold are left out.
+
+    Only the frames that hold them are read.
+    """
+    files = [entry for entry in kept.index.entries if entry.is_file and entry.path in paths]
+    found = {entry.path: b"" for entry in files}
+    runs = _extents(files)
+    for number, raw in frames(kept, sorted(runs), progress):
+        for entry, extent in runs[number]:
+            found[entry.path] += raw[extent.offset:extent.offset + extent.length]
     return found
 
 

@@ -47,7 +47,7 @@ def _as_shipped(path: Path, md5: bytes) -> bool:
     return digest.hexdigest().encode() == md5
 
 
-def _walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+def walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     """Yield files and symlinks under root/below on one filesystem, never through a link."""
     top = os.path.join(root, below)
     try:
@@ -84,7 +84,7 @@ def find(root: Path, policy: Policy) -> list[tuple[bytes, int]]:
     owned, shipped = _owned(root), _conffiles(root)
     found: dict[bytes, int] = {}
     for top in _starts(policy):
-        for path, info in _walk(os.fsencode(root), top):
+        for path, info in walk(os.fsencode(root), top):
             if policy.rule_for(path) is not None or not policy.looks_at(path):
                 continue
             if path in shipped:

@@ -38,7 +38,7 @@ def preserve(session: Session) -> Mapping[str, object]:
     keep.collect(places.root, policy, into, progress=session.progress("preserve"))
     session.unmount(places.root)
     disks.sync_filesystem(places.local)
-    kept = keep.verify(into)
+    kept = keep.verify(into, session.progress("preserve"))
     assert session.index is not None
     keep.refuse_stops(kept, policy, frozenset(entry.path for entry in session.index.entries))
     assert session.release is not None

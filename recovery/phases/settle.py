@@ -46,7 +46,9 @@ def put_back(session: Session) -> Mapping[str, object]:
     from precious.policy import Policy
 
     root = mount_root(session)
-    report = putback.put_back(folder, root, Policy.from_json(session.ordered.precious)).to_json()
+    assert session.index is not None
+    report = putback.put_back(folder, root, Policy.from_json(session.ordered.precious), session.index,
+                              session.progress("putback")).to_json()
     disks.sync_filesystem(root)
     durable.write_file(folder / "putback.json", json.dumps(report, indent=1).encode(), 0o600)
     journal.done("putback")

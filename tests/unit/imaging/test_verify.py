@@ -102,9 +102,9 @@ DAMAGE: list[tuple[str, Callable[[Path], None], set[tuple[str, str]]]] = [
     ("symlink", relink, {("symlink", "link"), ("symlink-twice", "link")}),
     ("char", lambda p: in_place(p, lambda q: os.mknod(q, 0o20620, os.makedev(4, 65))), {("char", "device")}),
     ("zz-link", lambda p: in_place(p, lambda q: q.write_bytes(b"")), {("zz-link", "link")}),
-    ("fifo", lambda p: in_place(p, lambda q: q.write_bytes(b"")), {("fifo", "mode"), ("fifo", "owner")}),
+    ("fifo", lambda p: in_place(p, lambda q: q.write_bytes(b"")), {("fifo", "type"), ("fifo", "owner")}),
     ("exact", lambda p: in_place(p, lambda q: q.symlink_to("large")), {("exact", "presence")}),
-    ("exact", lambda p: in_place(p, os.mkfifo), {("exact", "mode")}),
+    ("exact", lambda p: in_place(p, os.mkfifo), {("exact", "type")}),
     ("unlisted", extra, {("unlisted", "presence")}),
     ("etc/unlisted", extra, {("etc/unlisted", "presence")}),
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from old_and_new import disk, index_of, rules, write
 
 from plumbing.errors import CorruptError, DiskError, RefusedError
 from precious import archives, keep, policy
@@ -30,14 +32,6 @@ when = "beside"
 [unlisted]
 look = ["/etc/**"]
 """)])
-
-
-def write(root: Path, path: str | bytes, data: bytes = b"", mode: int = 0o644) -> Path:
-    place = root / os.fsdecode(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(data)
-    place.chmod(mode)
-    return place
 
 
 @pytest.fixture
@@ -84,7 +78,7 @@ def new(tmp_path: Path) -> Path:
 
 def test_everything_kept_comes_back_with_all_its_metadata(old: Path, new: Path, tmp_path: Path) -> None:
     keep.collect(old, POLICY, tmp_path / "kept")
-    report = put_back(tmp_path / "kept", new, POLICY)
+    report = put_back(tmp_path / "kept", new, POLICY, index_of(new))
     assert (new / "etc/hostname").read_bytes() == b"alpha\n"
     notes, again = ((new / "home/ada" / name).stat() for name in ("notes", "notes-again"))
     assert (notes.st_ino, notes.st_mtime_ns, notes.st_mode & 0o7777) == (again.st_ino, 1234567890_123456789, 0o600)
@@ -104,7 +98,7 @@ def test_everything_kept_comes_back_with_all_its_metadata(old: Path, new: Path, 
 
 def test_conflicts_are_decided_by_the_policy_and_told(old: Path, new: Path, tmp_path: Path) -> None:
     keep.collect(old, POLICY, tmp_path / "kept")
-    report = put_back(tmp_path / "kept", new, POLICY)
+    report = put_back(tmp_path / "kept", new, POLICY, index_of(new))
     assert (new / "etc/both").read_bytes() == b"host's\n"
     assert (new / "etc/image").read_bytes() == b"image's\n"
     assert (new / "etc/beside").read_bytes() == b"image's\n"
@@ -130,11 +124,17 @@ def test_putting_back_twice_gives_the_same_root(old: Path, new: Path, tmp_path: 
             found[str(path)] = (info.st_mode, info.st_uid, info.st_gid, content)
         return found
 
+    write(old, "etc/image", b"host's\n")
+    for name in ("image", "beside"):  # what only the host has is no conflict, the second time either
+        (new / "etc" / name).unlink()
     keep.collect(old, POLICY, tmp_path / "kept")
-    put_back(tmp_path / "kept", new, POLICY)
+    image = index_of(new)
+    first = put_back(tmp_path / "kept", new, POLICY, image)
     once = picture()
-    put_back(tmp_path / "kept", new, POLICY)
+    second = put_back(tmp_path / "kept", new, POLICY, image)
     assert picture() == once
+    assert second == first
+    assert "etc/image" in first.put_back and "etc/beside" in first.put_back
 
 
 def test_a_link_in_the_image_leads_nothing_outside(old: Path, new: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_link_in_the_image_leads_nothing_outside(old: Path, new: Path, tmp_pat
     outside.mkdir()
     (new / "home").symlink_to(outside)
     keep.collect(old, POLICY, tmp_path / "kept")
-    report = put_back(tmp_path / "kept", new, POLICY)
+    report = put_back(tmp_path / "kept", new, POLICY, index_of(new))
     assert list(outside.iterdir()) == []
     assert any("home/ada/notes" in note for note in report.notes)
 
@@ -156,6 +156,39 @@ def test_a_flipped_bit_in_the_archive_is_found(old: Path, tmp_path: Path) -> Non
     kept.archive.write_bytes(data)
     with pytest.raises(CorruptError, match="not to be trusted"):
         keep.verify(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("part", ["index", "summary", "frame"])
+def test_what_is_read_back_comes_from_the_disk(old: Path, tmp_path: Path, part: str) -> None:
+    """The damage is on the disk alone; the page cache holds what was written."""
+    with disk(tmp_path / "disk", 96 << 20) as local:
+        kept = keep.collect(old, POLICY, local.root / "kept")
+        keep.verify(local.root / "kept")
+        summary = (local.root / "kept/kept.json").read_bytes()
+        offset = json.loads(summary)["index"][0] if part == "index" else kept.index.frames[0].offset
+        run_of_bytes = summary if part == "summary" else kept.archive.read_bytes()[offset:][:64]
+        local.spoil(run_of_bytes, at=5)
+        with pytest.raises(CorruptError):
+            keep.verify(local.root / "kept")
+
+
+def test_small_files_are_read_from_their_own_frames_only(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write(tmp_path / "old", f"srv/{name}", os.urandom(9 << 20))
+    write(tmp_path / "old", "srv/b", b"small")
+    kept = keep.collect(tmp_path / "old", rules('keep = ["/srv/**"]'), tmp_path / "kept")
+    told: list[int] = []
+    found = keep.read_files(kept, frozenset({b"srv/b", b"srv/not-there"}), lambda what, done, total: told.append(done))
+    assert found == {b"srv/b": b"small"}
+    assert len(told) == 1
+
+
+def test_reading_back_gives_signs_of_life(tmp_path: Path) -> None:
+    write(tmp_path / "old", "srv/a", os.urandom(9 << 20))
+    kept = keep.collect(tmp_path / "old", rules('keep = ["/srv/**"]'), tmp_path / "kept")
+    told: list[int] = []
+    keep.verify(tmp_path / "kept", lambda what, done, total: told.append(done))
+    assert told[-1] == kept.index.layer_bytes and len(told) == len(kept.index.frames)
 
 
 def test_a_cut_archive_and_an_unfinished_one_are_refused(old: Path, tmp_path: Path) -> None:
@@ -214,7 +247,7 @@ def test_a_hard_link_to_a_file_that_stays_in_the_archive_comes_back(old: Path, n
         os.link(old / "etc/forgotten.conf", old / "home/ada" / name)
     os.link(old / "etc/passwd", old / "home/ada/passwd-too")
     keep.collect(old, POLICY, tmp_path / "kept")
-    put_back(tmp_path / "kept", new, POLICY)
+    put_back(tmp_path / "kept", new, POLICY, index_of(new))
     linked, too = (new / "home/ada" / name for name in ("linked", "linked-too"))
     assert linked.read_bytes() == b"nobody listed me\n" and linked.stat().st_ino == too.stat().st_ino
     assert (new / "home/ada/passwd-too").read_bytes() == (old / "etc/passwd").read_bytes()
@@ -225,7 +258,7 @@ def test_a_link_in_the_image_leads_no_account_file_elsewhere(old: Path, new: Pat
     outside = write(tmp_path, "outside", b"untouched")
     (new / "etc/.passwd.reroot").symlink_to(outside)
     keep.collect(old, POLICY, tmp_path / "kept")
-    put_back(tmp_path / "kept", new, POLICY)
+    put_back(tmp_path / "kept", new, POLICY, index_of(new))
     assert outside.read_bytes() == b"untouched"
     assert b"ada:" in (new / "etc/passwd").read_bytes() and not (new / "etc/passwd").is_symlink()
 
@@ -246,7 +279,7 @@ def test_units_links_and_empty_files_of_ones_own_are_unlisted_files(tmp_path: Pa
         b"etc/systemd/system/shop.service"]
     keep.collect(root, shipped, tmp_path / "kept")
     assert b"etc/nginx/sites-enabled/shop" in keep.verify(tmp_path / "kept").unlisted
-    assert "etc/same" not in put_back(tmp_path / "kept", image, shipped).unlisted
+    assert "etc/same" not in put_back(tmp_path / "kept", image, shipped, index_of(image)).unlisted
 
 
 def test_old_archives_go_and_the_newest_stay(tmp_path: Path) -> None:

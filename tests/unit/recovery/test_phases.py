@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from one_host import Host, actions, free_port, host, reissue
+from one_host import POLICY, Host, actions, free_port, host, reissue
 
 from plumbing.errors import NetworkError, RefusedError
 from recovery import bootloader, disks
@@ -84,6 +84,15 @@ def test_an_upgrade(alpha: Host) -> None:
     assert before is not None and after is not None and before.uuid == after.uuid
     assert alpha.site.reports >= 2 * len(PHASES)
     assert session.reporter.waiting() == ()
+
+
+def test_reading_the_archive_and_putting_back_say_how_far_they_are(alpha: Host) -> None:
+    """Process 1 kills what says nothing for too long."""
+    told: set[tuple[str, str]] = set()
+    _, menus = _drive(alpha, progress=lambda phase: lambda what, done, total: told.add((phase, what)))
+    assert menus == []
+    assert told >= {("preserve", "look"), ("preserve", "read back"), ("putback", "read back"), ("putback", "restore"),
+                    ("putback", "check")}
 
 
 @pytest.mark.parametrize("phase", [state for state in PHASES if state not in (State.NETWORK, State.ORDER)])
@@ -248,6 +257,16 @@ def test_no_room_for_what_is_precious(alpha: Host) -> None:
     session, _ = _drive(alpha)
     assert any("preserve" in line or "ENOSPC" in line for line in session.log.last(20))
     _is_old(alpha)
+
+
+def test_a_pattern_that_a_link_makes_keep_nothing(alpha: Host) -> None:
+    with alpha.mounted("root") as root:
+        (root / "data/app").mkdir(parents=True)
+        (root / "data/app/db").write_text("precious")
+        (root / "srv/app").symlink_to("../data/app")
+    rule = {"keep": ["/srv/app/**"], "exclude": [], "when": "host", "origin": "site"}
+    reissue(alpha, precious={**POLICY, "rules": [rule]})
+    _refused(alpha, "name the real path /data/app")
 
 
 # -- after the border ----------------------------------------------------------------------------------------

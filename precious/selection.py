@@ -1,0 +1,78 @@
+"""Which entries of the old root are kept (I/O, read-only): what rules name, what nobody listed, the ways to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imaging.entry import ROOT, Entry, EntryType, Progress, parent, printable
+from imaging.scan import TreeReader, scan
+from precious import detours, flags, unlisted
+from precious.policy import Policy
+
+_TELL_EVERY = 1024
+"""After how many entries it is told that the walk goes on."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Entries to keep in tree order, with the folders that lead to them, and which of them nobody listed."""
+
+    entries: tuple[Entry, ...]
+    unlisted: frozenset[bytes]
+
+
+def select(root: Path, policy: Policy, note: Callable[[str], None], progress: Progress | None = None) -> Selection:
+    """Select what `policy` keeps of `root`; `note` is told of everything that will not come back as it was.
+
+    A hard link whose first name is not kept becomes a file of its own. Raises RefusedError when a pattern keeps
+    nothing because its way leads through a link (see `detours`).
+    """
+    links = detours.check(root, policy, note)
+    wanted = frozenset(_unlisted(root, policy, note)) - links
+    ways = {way for path in wanted for way in _folders(path)}
+    found = list(_told(progress, scan(root, one_file_system=True, note=note,
+                                      descend=lambda folder: folder in ways or policy.may_hold(folder))))
+    chosen = {entry.path for entry in found
+              if entry.path in wanted or entry.path in links or policy.rule_for(entry.path) is not None}
+    needed = chosen | {way for path in chosen for way in _folders(path)} | {ROOT}
+    entries = tuple(_whole(root, (entry for entry in found if entry.path in needed), chosen))
+    for sentence in flags.notes(root, _told(progress, (entry for entry in entries if entry.path in chosen))):
+        note(sentence)
+    return Selection(entries, wanted)
+
+
+def _unlisted(root: Path, policy: Policy, note: Callable[[str], None]) -> Iterator[bytes]:
+    left = policy.unlisted.max_bytes
+    for path, size in unlisted.find(root, policy):
+        if size > left:
+            note(f"/{printable(path)} is not listed and there is no room left for unlisted files; not kept")
+            continue
+        left -= size
+        yield path
+
+
+def _folders(path: bytes) -> Iterator[bytes]:
+    while (path := parent(path)) != ROOT:
+        yield path
+
+
+def _told(progress: Progress | None, entries: Iterable[Entry]) -> Iterator[Entry]:
+    for number, entry in enumerate(entries):
+        if progress is not None and number % _TELL_EVERY == 0:
+            progress("look", 0, 0)
+        yield entry
+
+
+def _whole(root: Path, entries: Iterator[Entry], chosen: set[bytes]) -> Iterator[Entry]:
+    firsts: dict[bytes, bytes] = {}
+    with TreeReader(root) as reader:
+        for entry in entries:
+            if entry.type is not EntryType.LINK or entry.link in chosen:
+                yield entry
+            elif entry.link in firsts:
+                yield replace(entry, link=firsts[entry.link])
+            else:
+                firsts[entry.link] = entry.path
+                yield reader.again(entry)
