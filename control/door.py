@@ -2,8 +2,9 @@
 
 Every connection costs a file descriptor, and a process without one left can do nothing at all. So there are fewer
 places than descriptors, one network gets a quarter of them at most, and only a few for connections that asked for
-nothing yet: whoever wants to shut the others out needs many addresses. Hosts that wait for an order, signed, are not
-counted among those, so a fleet behind one address gets in.
+nothing yet, of which the oldest makes room for the newest: whoever wants to shut the others out needs many addresses,
+and cannot shut out his neighbours. Hosts that wait for an order, signed, are not counted among those, so a fleet behind
+one address gets in.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from control.log import Seldom
 
 log = logging.getLogger("reroot.door")
 
-KEPT_BACK = 512
-"""Descriptors that are not for connections: the database, TFTP's transfers, whatever is opened in passing."""
+KEPT_BACK = 2048
+"""Descriptors that are not for connections: the database, TFTP's transfers, and those that asyncio accepts in one go,
+up to the listening socket's backlog, before the door sees the first of them."""
 PER_CONNECTION = 2
 """Descriptors of one connection: its socket and the file it is sent."""
 MOST_IDLE = 64
@@ -35,35 +37,41 @@ class Guest(Protocol):
     def idle(self) -> bool:
         """Whether it has yet to ask for something that is worth its place."""
 
+    def go(self) -> None:
+        """Close it at once."""
+
 
 class Door:
     """The connections of one server."""
 
     def __init__(self, most_idle: int = MOST_IDLE) -> None:
         self._most_idle = most_idle
-        self._guests: defaultdict[str, set[Guest]] = defaultdict(set)
+        self._guests: defaultdict[str, dict[Guest, None]] = defaultdict(dict)  # by network, oldest first
         self._count = 0
         self._seldom = Seldom()
 
-    def enter(self, guest: Guest, address: str) -> bool:
-        """Take a new connection in and tell whether it may stay; `leave` must be called in either case."""
+    def enter(self, guest: Guest, address: str) -> None:
+        """Take a new connection in, and have it or an older one go when there are too many."""
         network = network_of(address)
         ours, room = self._guests[network], places()
-        idle = sum(one.idle for one in ours)
-        ours.add(guest)
+        idle = [one for one in ours if one.idle]
+        ours[guest] = None
         self._count += 1
-        if self._count <= room and len(ours) <= max(1, room // SHARE) and idle < self._most_idle:
-            return True
+        full = self._count > room or len(ours) > max(1, room // SHARE)
+        if not full and len(idle) < self._most_idle:
+            return
         if self._seldom():
-            log.warning("connections from %s are closed at once: it has %d, of which %d ask for nothing, and there are "
-                        "%d in all for %d places", network, len(ours), idle, self._count, room)
-        return False
+            log.warning("connections are closed: %s has %d, of which %d ask for nothing, and there are %d in all "
+                        "for %d places", network, len(ours), len(idle), self._count, room)
+        leaving = idle[0] if idle else guest
+        self.leave(leaving, address)
+        leaving.go()
 
     def leave(self, guest: Guest, address: str) -> None:
         """Forget a connection that is gone."""
         network = network_of(address)
         if guest in self._guests[network]:
-            self._guests[network].discard(guest)
+            del self._guests[network][guest]
             self._count -= 1
         if not self._guests[network]:
             del self._guests[network]
@@ -83,7 +91,7 @@ def network_of(address: str) -> str:
 def places() -> int:
     """Return how many connections this process can bear by the limit it has now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, (soft - KEPT_BACK) // PER_CONNECTION)
+    return max(soft // 8, (soft - KEPT_BACK) // PER_CONNECTION)
 
 
 def widen() -> None:

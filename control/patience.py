@@ -27,7 +27,7 @@ KNOWN = "known"
 
 
 class PatientOnce(H11Protocol):
-    """uvicorn's connection, closed when a request does not come whole or its network has too many."""
+    """uvicorn's connection, closed when a request does not come whole."""
 
     look_s = LOOK_S
     _seen: object = None
@@ -44,10 +44,12 @@ class PatientOnce(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to look."""
         super().connection_made(transport)
-        if self._door.enter(self, _peer(transport)):
-            self.loop.call_later(self.look_s, self._look)
-        else:
-            transport.abort()
+        self._door.enter(self, _peer(transport))
+        self.loop.call_later(self.look_s, self._look)
+
+    def go(self) -> None:
+        """Close it at once."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""
@@ -66,7 +68,7 @@ class PatientOnce(H11Protocol):
 
 
 class PatientFile(web.RequestHandler):
-    """aiohttp's connection, closed when its network has too many."""
+    """aiohttp's connection, which `close_slow` looks after."""
 
     __slots__ = ("_door",)
 
@@ -80,10 +82,14 @@ class PatientFile(web.RequestHandler):
         return self._current_request is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a place, or go."""
+        """Take a place."""
         super().connection_made(transport)
-        if not self._door.enter(self, _peer(transport)) and isinstance(transport, asyncio.Transport):
-            transport.abort()
+        self._door.enter(self, _peer(transport))
+
+    def go(self) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""
