@@ -16,11 +16,15 @@ SITE = Path("/var/lib/reroot")
 SiteOption = Annotated[Path, typer.Option("--site", envvar="REROOT_SITE", help="The site directory.")]
 ControlOption = Annotated[
     str, typer.Option("--control", envvar="REROOT_CONTROL",
-                      help="The control server (default: public_url in reroot.toml).")]
+                      help="The control server (default: where it listens on this machine, by reroot.toml).")]
 
 
 class Admin:
-    """One control server, asked with keys/admin.token of its site."""
+    """One control server, asked with keys/admin.token of its site.
+
+    The token goes in clear, so it goes to the server on this machine unless `control` says otherwise: a name such as
+    that in public_url leads wherever the network says.
+    """
 
     def __init__(self, site: Path, control: str = "") -> None:
         path = site / "keys" / "admin.token"
@@ -33,7 +37,7 @@ class Admin:
         if not control:
             from control import config
 
-            control = config.load(site / "reroot.toml").server.public_url
+            control = config.load(site / "reroot.toml").server.api_here()
         self._client = Client(control, signer=lambda _method, _target, _body: {"Authorization": f"Bearer {token}"})
 
     def get(self, path: str) -> dict[str, object]:

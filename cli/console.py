@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from plumbing.errors import EXIT_CODES, Kind, RerootError
+from recovery.log import plain
 
 
 def usage(error: typer.TyperException) -> str:
@@ -27,7 +28,7 @@ def finish(script: typer.Typer) -> NoReturn:
     try:
         get_command(script)(prog_name=name, standalone_mode=False)
     except RerootError as error:
-        print(f"{name}: {error.sentence}", file=sys.stderr)
+        print(plain(f"{name}: {error.sentence}"), file=sys.stderr)
         code = error.exit_code
     except typer.Exit as leaving:
         code = leaving.exit_code

@@ -18,6 +18,7 @@ from typer.main import get_command, get_group
 
 from cli import console
 from plumbing.errors import EXIT_CODES, Kind, RerootError
+from recovery.log import plain
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(kind: Kind, sentence: str, *, as_json: bool) -> None:
-    line = json.dumps({"kind": kind.value, "value": sentence}) if as_json else f"reroot: {sentence}"
+    # What a host or a server said of itself may be in it, and must not reach the terminal as it is.
+    line = json.dumps({"kind": kind.value, "value": sentence}) if as_json else plain(f"reroot: {sentence}")
     print(line, file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -23,6 +23,7 @@ from control.database import Database, EventRow, HostRow, NonceRow, OrderRow, To
 from control.progress import OPEN_STATES
 from plumbing import clock, hostauth
 from plumbing.errors import NotFoundError, TrustError, UsageError
+from plumbing.hostauth import Claim
 
 NONCE_MEMORY_S = 2 * hostauth.WINDOW_S
 TOKEN_LIFETIME_S = 86_400.0
@@ -33,25 +34,41 @@ _NO_SUCH_SECRET = "no open enrolment has this secret; `reroot host add` or a new
 
 @dataclass(frozen=True)
 class Enrolment:
-    """What a machine says to become a host: its new public key, and a token or an install order's nonce."""
+    """What a machine says to become a host: its new public key, and a token's proof or an install order's nonce."""
 
     host: str
     public_key: str
-    token: str | None = None
+    proof: str | None = None
     order: str | None = None
     nonce: str | None = None
 
 
-def authenticate(
-    database: Database, headers: Mapping[str, str], method: str, target: str, body: bytes, now: float,
-) -> str:
-    """Return the name of the host that signed this request and did so for the first time; raises TrustError."""
+@dataclass(frozen=True)
+class Claimed:
+    """A request of somebody who says that he is a host: the claim, and the key that this host enrolled."""
+
+    claim: Claim
+    key: Ed25519PublicKey
+
+
+def claimed(database: Database, listed: Collection[str], headers: Mapping[str, str], now: float) -> Claimed:
+    """Return what a request claims when it can hold, before its body is read; `listed` are the hosts of hosts.toml.
+
+    Raises TrustError. A host that is not listed any more is nobody, whatever key it enrolled.
+    """
     claim = hostauth.read_claim(headers)
+    hostauth.check_time(claim, now)
     with database.reading() as session:
         text = session.scalar(select(HostRow.public_key).where(HostRow.name == claim.host))
-    if text is None:
+    if text is None or claim.host not in listed:
         raise TrustError("the request is not signed by an enrolled host; enrol it with `reroot host add` first")
-    hostauth.verify(claim, Ed25519PublicKey.from_public_bytes(base64.b64decode(text)), now, method, target, body)
+    return Claimed(claim, Ed25519PublicKey.from_public_bytes(base64.b64decode(text)))
+
+
+def authenticate(database: Database, who: Claimed, method: str, target: str, body: bytes, now: float) -> str:
+    """Return the name of the host that signed this request and did so for the first time; raises TrustError."""
+    claim = who.claim
+    hostauth.verify(claim, who.key, now, method, target, body)
     try:
         with database.session() as session:
             session.add(NonceRow(host=claim.host, nonce=claim.nonce, expires_s=now + NONCE_MEMORY_S))
@@ -80,7 +97,7 @@ def make_token(database: Database, host: str, now: float, lifetime_s: float = TO
     token = secrets.token_urlsafe(24)
     with database.session() as session:
         session.execute(delete(TokenRow).where(TokenRow.host == host, TokenRow.claimed_by.is_(None)))
-        session.add(TokenRow(digest=_digest(token), host=host, expires_s=now + lifetime_s))
+        session.add(TokenRow(digest=hostauth.token_digest(token).hex(), host=host, expires_s=now + lifetime_s))
         if session.get(HostRow, host) is None:
             session.add(HostRow(name=host))
     return token, now + lifetime_s
@@ -90,7 +107,7 @@ def enrol(database: Database, wish: Enrolment, now: float) -> None:
     """Accept a host's key, once per secret and inside its window; raises NotFoundError otherwise."""
     _check_key(wish.public_key)
     with database.session() as session:
-        secret = _token_row(session, wish, now) if wish.token else _order_row(session, wish, now)
+        secret = _token_row(session, wish, now) if wish.proof else _order_row(session, wish, now)
         if secret.claimed_by is not None:
             if secret.claimed_by == wish.public_key:
                 return  # the same claim again: its answer was lost on the way
@@ -100,15 +117,18 @@ def enrol(database: Database, wish: Enrolment, now: float) -> None:
         row.public_key, row.enrolled_s = wish.public_key, now
         session.add(row)
         session.add(EventRow(host=wish.host, order_id=wish.order, phase="enrol", event="done", at=clock.iso(now),
-                             received_s=now, data={"by": "token" if wish.token else "order",
-                                                   "key": _digest(wish.public_key)[:16]}))
+                             received_s=now, data={"by": "token" if wish.proof else "order",
+                                                   "key": hashlib.sha256(wish.public_key.encode()).hexdigest()[:16]}))
 
 
 def _token_row(session: Session, wish: Enrolment, now: float) -> TokenRow:
-    row = session.get(TokenRow, _digest(wish.token or ""))
-    if row is None or row.host != wish.host or now >= row.expires_s:
+    usable = session.scalars(select(TokenRow).where(TokenRow.host == wish.host, TokenRow.expires_s > now)).all()
+    found = [row for row in usable if hmac.compare_digest(
+        hostauth.enrolment_proof(bytes.fromhex(row.digest), wish.host, wish.public_key).encode(),
+        (wish.proof or "").encode())]
+    if not found:
         raise NotFoundError(_NO_SUCH_SECRET)
-    return row
+    return found[0]
 
 
 def _order_row(session: Session, wish: Enrolment, now: float) -> OrderRow:
@@ -125,7 +145,3 @@ def _check_key(text: str) -> None:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
     except (ValueError, binascii.Error) as error:
         raise UsageError("public_key must be the base64 of an Ed25519 key's 32 bytes") from error
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from control import progress
@@ -19,6 +19,8 @@ from plumbing.errors import BusyError, NotFoundError
 
 MAX_MESSAGE = 2000
 """Characters of a report's message that are kept."""
+MAX_EVENTS = 10_000
+"""Events of one host that are kept: the newest. A host that went mad must not fill the server's disk."""
 
 
 class ConflictError(BusyError):
@@ -50,6 +52,7 @@ def record(database: Database, host: str, told: Told, now: float) -> None:
         session.add(EventRow(
             host=host, order_id=told.order, phase=report.phase, event=report.event, at=told.at, received_s=now,
             data=dict(report.data), message=report.message[:MAX_MESSAGE]))
+        _forget_oldest(session, host)
         if order is not None:
             goal = Goal(order.mode, order.digest, release_name(order.release))
             _move(order, progress.judge(_standing(order), goal, report), now)
@@ -173,6 +176,13 @@ def count_states(database: Database) -> dict[str, int]:
 def release_name(target: str | None) -> str | None:
     """Turn releases/NAME/VERSION/ARCH.json into NAME/VERSION/ARCH."""
     return target.removeprefix("releases/").removesuffix(".json") if target else None
+
+
+def _forget_oldest(session: Session, host: str) -> None:
+    edge = session.scalar(select(EventRow.id).where(EventRow.host == host).order_by(
+        EventRow.id.desc()).offset(MAX_EVENTS).limit(1))
+    if edge is not None:
+        session.execute(delete(EventRow).where(EventRow.host == host, EventRow.id <= edge))
 
 
 def _current(session: Session, host: str, now: float) -> OrderRow | None:

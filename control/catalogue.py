@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from control.site import Site
 from imaging.catalogue import Catalogue
 from plumbing import clock
-from plumbing.errors import TrustError
+from plumbing.errors import DiskError, TrustError
 
 
 class SiteCatalogue:
@@ -19,16 +21,27 @@ class SiteCatalogue:
 
     def read(self, path: str) -> bytes:
         """Return a published target's bytes; raises NotFoundError."""
-        return self._catalogue.read(path)
+        with self._readable():
+            return self._catalogue.read(path)
 
     def paths(self) -> list[str]:
         """Return the paths of everything published."""
-        return list(self._catalogue.listed())
+        with self._readable():
+            return list(self._catalogue.listed())
 
     def refresh(self) -> None:
         """Sign what is about to expire; raises TrustError when the root expired, ConfigError when a key is missing."""
-        expires = json.loads(self._catalogue.root_json())["signed"]["expires"]
-        if clock.from_iso(expires) <= clock.wall():
-            raise TrustError(f"the catalogue's root expired at {expires} and no host accepts it; renew it with the "
-                             f"root key in {self._keys}, or set this machine's clock")
-        self._catalogue.refresh()
+        with self._readable():
+            expires = json.loads(self._catalogue.root_json())["signed"]["expires"]
+            if clock.from_iso(expires) <= clock.wall():
+                raise TrustError(f"the catalogue's root expired at {expires} and no host accepts it; renew it with the "
+                                 f"root key in {self._keys}, or set this machine's clock")
+            self._catalogue.refresh()
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DiskError(f"the catalogue {self._catalogue.folder} cannot be read ({error.strerror or error}); "
+                            "nothing was changed, try again when that is mended") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fleet.tomltext import line_of
@@ -70,6 +70,14 @@ class ServerSection(Section):
     database: str = ""
     log: Literal["debug", "info", "warning", "error"] = "info"
 
+    def api_here(self) -> str:
+        """Return the API's URL for programs on this machine: the listening address, loopback when it is all of them."""
+        host, port = split_listen(self.api)
+        address = ipaddress.ip_address(host)
+        if address.is_unspecified:
+            address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
+        return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+
 
 class Gateway(Section):
     """One SMTP server that a host in trouble may reach."""
@@ -84,6 +92,10 @@ class MailSection(Section):
     sender: str = ""
     to: tuple[str, ...] = ()
     gateways: tuple[Gateway, ...] = ()
+
+
+MAX_RANGE = 4096
+"""Addresses of one range: a flood of made-up MAC addresses has the server look through all of them."""
 
 
 def _address(text: str) -> str:
@@ -109,6 +121,18 @@ class Subnet(Section):
     last: Address | None = None
     dns: tuple[Address, ...] = ()
     domain: str = ""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Subnet:
+        if (self.first is None) != (self.last is None):
+            raise ValueError("a range needs both first and last")
+        if self.first is None or self.last is None:
+            return self
+        size = int(ipaddress.IPv4Address(self.last)) - int(ipaddress.IPv4Address(self.first)) + 1
+        if not 1 <= size <= MAX_RANGE:
+            raise ValueError(f"{self.first} to {self.last} must be 1 to {MAX_RANGE} addresses; hosts of hosts.toml "
+                             "have their own and need no range")
+        return self
 
 
 class DhcpSection(Section):

@@ -15,8 +15,10 @@ from multiprocessing.connection import Connection
 
 from aiohttp import web
 
+from control import door
+from control import log as logs
 from control.files import Answer, Library
-from control.patience import close_slow, quiet_about_strangers
+from control.patience import close_slow, patient, quiet_about_strangers
 from control.site import Site
 from plumbing.errors import NotFoundError, RerootError
 
@@ -68,7 +70,8 @@ def _refuse(raw_path: str, status: int, error: RerootError) -> web.Response:
 
 def main(site_root: str, listener: socket.socket, lifeline: Connection) -> None:
     """Serve until the parent closes its end of `lifeline`, or is gone, which closes it too."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.begin("info")
+    door.widen()
     logging.getLogger("aiohttp.server").addFilter(quiet_about_strangers)
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
@@ -78,17 +81,19 @@ def main(site_root: str, listener: socket.socket, lifeline: Connection) -> None:
 async def _serve(site: Site, listener: socket.socket, lifeline: Connection) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    logs.calm(loop)
     loop.add_reader(lifeline.fileno(), stop.set)
     runner = web.AppRunner(application(Library(site.store, site.catalogue, site.boot)), access_log=None,
                            handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        await web.SockSite(runner, listener, backlog=512).start()
         assert runner.server is not None
+        accepting = await loop.create_server(patient(runner.server, door.Door()), sock=listener, backlog=512)
         watch = asyncio.create_task(close_slow(runner.server))
         lifeline.send_bytes(b"ready")
         await stop.wait()
         watch.cancel()
+        accepting.close()
     finally:
         loop.remove_reader(lifeline.fileno())
         await runner.cleanup()

@@ -54,9 +54,14 @@ class Settings:
 
 @dataclass
 class Leases:
-    """Addresses given from ranges: MAC -> (address, end). Reservations are never in here."""
+    """Addresses given from ranges: MAC -> (address, end). Reservations are never in here.
+
+    `full` remembers of a range without a free address when the first lease there ends, so that a flood of made-up MAC
+    addresses does not have the server look through it each time.
+    """
 
     held: dict[bytes, tuple[IPv4Address, float]] = field(default_factory=dict)
+    full: dict[Subnet, float] = field(default_factory=dict)
 
     def address_for(self, mac: bytes, subnet: Subnet, reserved: Iterable[IPv4Address], now: float,
                     lifetime_s: float) -> IPv4Address | None:
@@ -65,7 +70,7 @@ class Leases:
         if mine is not None and mine[0] in subnet.network:
             self.held[mac] = (mine[0], max(mine[1], now + lifetime_s))
             return mine[0]
-        if subnet.first is None or subnet.last is None:
+        if subnet.first is None or subnet.last is None or now < self.full.get(subnet, now):
             return None
         taken = {address for address, end in self.held.values() if end > now} | set(reserved)
         for number in range(int(subnet.first), int(subnet.last) + 1):
@@ -74,7 +79,14 @@ class Leases:
                 self.held = {other: lease for other, lease in self.held.items() if lease[0] != address}
                 self.held[mac] = (address, now + lifetime_s)
                 return address
+        self.full[subnet] = min((end for address, end in self.held.values() if end > now and address in subnet.network),
+                                default=now + OFFER_S)
         return None
+
+    def give_back(self, mac: bytes) -> None:
+        """End the lease of a client that has no use for it."""
+        if self.held.pop(mac, None) is not None:
+            self.full.clear()
 
 
 def _architecture(packet: Packet) -> int | None:
@@ -125,7 +137,7 @@ class Responder:
         if subnet is None:
             return None
         if packet.message is Message.RELEASE:
-            self.leases.held.pop(packet.mac, None)
+            self.leases.give_back(packet.mac)
         if packet.message not in {Message.DISCOVER, Message.REQUEST, Message.INFORM}:
             return None
         return self._address(packet, subnet, now)
@@ -143,7 +155,7 @@ class Responder:
     def _address(self, packet: Packet, subnet: Subnet, now: float) -> Packet | None:
         chosen = packet.address(Option.SERVER_ID)
         if packet.message is Message.REQUEST and chosen is not None and chosen != subnet.server:
-            self.leases.held.pop(packet.mac, None)
+            self.leases.give_back(packet.mac)
             return None  # the client took another server's offer
         settings = self.settings
         known = settings.reservations.get(packet.mac)

@@ -16,11 +16,11 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError as error:
-            log.warning("systemd's socket %s takes no %s (%s)", address, state, error)
+    except OSError as error:
+        log.warning("systemd's socket %s takes no %s (%s)", address, state, error)
 
 
 async def keep_watchdog(stop: asyncio.Event) -> None:

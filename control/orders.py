@@ -1,11 +1,14 @@
 """From "this host shall have that release" to a signed order on record.
 
 `build` is pure: values in, an Order out. `Issuer` is the I/O round it: catalogue, facts, policy files, key, database.
+What a host said of itself (facts) is believed only as far as it harms that host alone: it never names a machine that
+hosts.toml gives to another one, and is shown quoted and cut.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from typing import Protocol
 from control import book
 from control.config import Config, MailSection
 from control.database import Database, OrderRow
-from fleet.hosts import Host
+from fleet.hosts import Host, Hosts
 from imaging.keys import load_private
 from imaging.release import Release
 from plumbing import clock
@@ -27,6 +30,7 @@ from recovery import order as orders
 from recovery.order import Order, Target
 
 MODES = ("upgrade", "install", "rescue")
+_ARCH = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 class Targets(Protocol):
@@ -70,19 +74,16 @@ class Terms:
 
 
 def build(
-    wish: Wish, host: Host, facts: Mapping[str, object], release: Target | None, recovery: Target | None, terms: Terms,
+    wish: Wish, hosts: Hosts, facts: Mapping[str, object], release: Target | None, recovery: Target | None,
+    terms: Terms,
 ) -> Order:
     """Put one order together; raises RefusedError when the host cannot be told exactly what to do."""
+    host = hosts.get(wish.host)
     if wish.mode not in MODES:
         raise UsageError(f"an order's mode is one of {', '.join(MODES)}, not {wish.mode!r}")
-    macs = sorted(set(host.macs) | set(_macs(facts)))
-    serial = host.serial
-    if not macs and serial is None:
-        raise RefusedError(f"{host.name} has neither a MAC address nor a serial in hosts.toml and its agent reported "
-                           "none; add one, so that no other machine can take the order")
     draft: dict[str, object] = {
         "spec": 1, "id": str(uuid.uuid4()), "host": host.name, "mode": wish.mode,
-        "machine": {"macs": macs, "serial": serial},
+        "machine": machine(host, hosts, facts),
         "release": _target_json(release), "recovery": _target_json(recovery),
         "disks": _disks(host, facts) if wish.mode == "upgrade" else None,
         "layout": _layout(host) if wish.mode == "install" else None,
@@ -95,6 +96,23 @@ def build(
     }
     # Read back through the host's own reader: an order it would refuse is never signed.
     return Order.from_json(json.dumps(draft))
+
+
+def machine(host: Host, hosts: Hosts, facts: Mapping[str, object]) -> dict[str, object]:
+    """Return which machine an order for `host` is for; raises RefusedError when that is not known, or is another host.
+
+    The MAC addresses are those of hosts.toml. Only for a host that has none there, they are what it reported itself.
+    """
+    macs = sorted(set(host.macs) or set(_macs(facts)))
+    for mac in macs:
+        other = hosts.by_mac.get(mac, host)
+        if other.name != host.name:
+            raise RefusedError(f"{host.name} reported the MAC address {mac}, which hosts.toml gives to {other.name}; "
+                               f"write the addresses of {host.name} into hosts.toml, and look at that machine")
+    if not macs and host.serial is None:
+        raise RefusedError(f"{host.name} has neither a MAC address nor a serial in hosts.toml and its agent reported "
+                           "none; add one, so that no other machine can take the order")
+    return {"macs": macs, "serial": host.serial}
 
 
 def site_policy(path: Path) -> policy.Policy:
@@ -139,13 +157,14 @@ class Issuer:
         checked = set()
         for host in members:
             facts = book.facts_of(self._database, host.name)
-            key = (str(facts.get("arch")), host.recovery)
+            key = (_arch(host.name, facts), host.recovery)
             if key not in checked:
                 checked.add(key)
                 self._choose(Wish(host.name, release=release, recovery=recovery), host, facts)
 
-    def issue(self, wish: Wish, host: Host, now: float) -> OrderRow:
+    def issue(self, wish: Wish, hosts: Hosts, now: float) -> OrderRow:
         """Sign and record an order; raises what `build` raises, NotFoundError, ConfigError or ConflictError."""
+        host = hosts.get(wish.host)
         facts = book.facts_of(self._database, host.name)
         release = recovery = None
         if wish.mode != "rescue" or wish.release:
@@ -156,7 +175,7 @@ class Issuer:
             control=self._config.server.public_url, content=tuple(self._config.content_urls()), mail=self._config.mail,
             attempts=limits.attempts, services=limits.services, precious=site_policy(self._policy_path).to_json(),
             issued_s=now, expires_s=expires_s)
-        order = build(wish, host, facts, release, recovery, terms)
+        order = build(wish, hosts, facts, release, recovery, terms)
         row = OrderRow(
             id=order.id, host=host.name, mode=order.mode, state="active", level=order.level, nonce=order.nonce,
             release=order.release.target if order.release else None,
@@ -171,11 +190,11 @@ class Issuer:
     def _choose(self, wish: Wish, host: Host, facts: Mapping[str, object]) -> tuple[Target, Target]:
         if not wish.release:
             raise UsageError(f"the order for {host.name} names no release; add --release NAME/VERSION/ARCH")
-        arch = facts.get("arch")
-        path = target_path("releases", wish.release, arch if isinstance(arch, str) else None)
+        arch = _arch(host.name, facts)
+        path = target_path("releases", wish.release, arch)
         manifest = self.targets.read(path)
         release = Release.parse(manifest)
-        if isinstance(arch, str) and arch != release.arch:
+        if arch is not None and arch != release.arch:
             raise RefusedError(f"{host.name} is {arch} and {path} is for {release.arch}; choose another release")
         named = wish.recovery or host.recovery or release.recovery
         if not named:
@@ -187,6 +206,16 @@ class Issuer:
 
 def _target_json(target: Target | None) -> dict[str, str] | None:
     return {"target": target.target, "digest": target.digest} if target else None
+
+
+def _arch(host: str, facts: Mapping[str, object]) -> str | None:
+    """Return the architecture a host reported, None when it did not; raises RefusedError when it cannot be one."""
+    arch = facts.get("arch")
+    if not isinstance(arch, str):
+        return None
+    if not _ARCH.fullmatch(arch):
+        raise RefusedError(f"{host} reported the architecture {arch[:40]!r}, which is none; look at that machine")
+    return arch
 
 
 def _macs(facts: Mapping[str, object]) -> list[str]:

@@ -26,7 +26,7 @@ from control.database import Database, OrderRow, RolloutRow, unwritable
 from control.orders import Issuer, Wish
 from fleet.hosts import Host, Hosts, HostsFile
 from plumbing import clock
-from plumbing.errors import NotFoundError, RefusedError, RerootError, UsageError
+from plumbing.errors import DiskError, NotFoundError, RefusedError, RerootError, UsageError
 from rollout import plan as planning
 from rollout import record
 from rollout.capacity import Load
@@ -133,6 +133,8 @@ class Rollouts:
                     await asyncio.to_thread(auth.forget_old_nonces, self._database, clock.wall())
             except OperationalError as error:  # a full disk: the server says so, waits, and goes on when there is room
                 log.error("%s", unwritable(error))
+            except (RerootError, OSError) as error:
+                log.error("the rollouts were not looked at: %s", error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._nudged.wait(), self._defaults.tick_s)
 
@@ -146,8 +148,8 @@ class Rollouts:
         for rollout in moving:
             try:
                 self._advance(rollout, now, [])
-            except RerootError as error:
-                log.error("rollout %s: %s", rollout, error.sentence)
+            except (RerootError, OSError) as error:
+                log.error("rollout %s: %s", rollout, error)
 
     def _advance(self, rollout: str, now: float, events: Sequence[Event]) -> None:
         with self._lock:
@@ -157,6 +159,8 @@ class Rollouts:
                 for host in untold:
                     try:
                         self._tell(rollout, host, spec, state.pace.host_timeout_s, now)
+                    except (DiskError, OSError) as error:  # not the host's fault: the next step tells it
+                        log.error("rollout %s: %s cannot be triggered yet: %s", rollout, host, error)
                     except RerootError as error:
                         log.error("rollout %s: %s cannot be triggered: %s", rollout, host, error.sentence)
                         failures.append(Failed(host, error.sentence))
@@ -184,10 +188,9 @@ class Rollouts:
         return state, spec, [host for host in state.in_flight if host not in orders]
 
     def _tell(self, rollout: str, name: str, spec: Mapping[str, str | None], timeout_s: float, now: float) -> None:
-        host = self._hosts_file.current().get(name)
         wish = Wish(host=name, release=spec["release"], recovery=spec.get("recovery"), level=spec.get("level"),
                     deadline_s=timeout_s, rollout=rollout)
-        order = self._issuer.issue(wish, host, now)
+        order = self._issuer.issue(wish, self._hosts_file.current(), now)
         log.info("rollout %s: %s has the order %s", rollout, name, order.id)
         self._ring(name)
 

@@ -15,12 +15,15 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from control import boot_services, children
+from control import boot_services, children, door
 from control import config as configuration
+from control import log as logs
 from control.api.app import application
 from control.bell import Bell
 from control.catalogue import SiteCatalogue
@@ -61,9 +64,8 @@ def main(root: Path) -> None:
     """Serve the site at `root` until SIGTERM or SIGINT; raises RerootError when it cannot start or go on."""
     site = Site.open(root)
     config = configuration.load(site.config)
-    logging.basicConfig(level=config.server.log.upper(), format="%(levelname)s %(name)s: %(message)s")
-    for name in ("alembic", "aiohttp", "uvicorn", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logs.begin(config.server.log)
+    door.widen()
     logging.getLogger("tftpy").setLevel(logging.CRITICAL)  # it calls every stranger's ERROR packet an error of ours
     asyncio.run(_until_signalled(site, config))
 
@@ -71,6 +73,7 @@ def main(root: Path) -> None:
 async def _until_signalled(site: Site, config: Config) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    logs.calm(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(site, config, stop):
@@ -96,8 +99,9 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         parts = make_parts(site, config, database, catalogue)
         parts.issuer.check()
         watch = await stack.enter_async_context(children.serving(site, files, config.server.content_processes))
+        connection: Any = partial(PatientOnce, door=door.Door())  # uvicorn wants a class, and calls it
         server = _Uvicorn(uvicorn.Config(
-            application(parts), http=PatientOnce, lifespan="off", log_config=None, access_log=False,
+            application(parts), http=connection, lifespan="off", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S, backlog=BACKLOG))
         await stack.enter_async_context(boot_services.running(parts))
@@ -154,8 +158,8 @@ async def _keep_catalogue(catalogue: SiteCatalogue, refresh_s: float, stop: asyn
             return
         try:
             await asyncio.to_thread(catalogue.refresh)
-        except RerootError as error:
-            log.error("the catalogue was not refreshed: %s", error.sentence)
+        except (RerootError, OSError) as error:
+            log.error("the catalogue was not refreshed: %s", error)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ MAX_PER_ADDRESS = 8
 """Transfers of one machine at once; it needs one, and abandons some when it starts again."""
 REPEATS = 6
 """How often a window is sent again before the transfer is given up."""
+FIRST_REPEATS, FIRST_TIMEOUT_S = 2, 1.0
+"""The same before the client's first acknowledgement, and the seconds between: the request's sender may be made up."""
 NOT_FOUND, ACCESS, ILLEGAL = 1, 2, 4
 _MALFORMED = (TftpException, ValueError, struct.error, AssertionError, TypeError, IndexError, KeyError)
 
@@ -116,7 +118,7 @@ class Transfer:
 
     async def run(self, transport: asyncio.DatagramTransport, peer: _Peer) -> bool:
         """Send everything; return whether the client acknowledged the last block."""
-        done, repeats = 0, 0
+        done, repeats, heard = 0, 0, False
         if self._terms.agreed:
             packet = TftpPacketOACK()
             packet.options = dict(self._terms.agreed)
@@ -128,11 +130,13 @@ class Transfer:
             else:
                 for block in range(done + 1, min(done + self._terms.window, self._last) + 1):
                     transport.sendto(self._block(block))
-            reached = await self._acknowledged(peer, done)
+            wait_s = self._terms.timeout_s if heard else min(FIRST_TIMEOUT_S, self._terms.timeout_s)
+            reached = await self._acknowledged(peer, done, wait_s)
             if reached is None:
                 return False
+            heard = heard or reached != done
             repeats = repeats + 1 if reached == done else 0
-            if repeats > REPEATS:
+            if repeats > (REPEATS if heard else FIRST_REPEATS):
                 return False
             done = reached
         return True
@@ -141,13 +145,13 @@ class Transfer:
         data = os.pread(self._handle, self._terms.block_bytes, (number - 1) * self._terms.block_bytes)
         return struct.pack("!HH", 3, number & 0xFFFF) + data
 
-    async def _acknowledged(self, peer: _Peer, done: int) -> int | None:
-        """Wait for news: the block now acknowledged, `done` after a time-out, None when the client gave up.
+    async def _acknowledged(self, peer: _Peer, done: int, wait_s: float) -> int | None:
+        """Wait `wait_s` for news: the block now acknowledged, `done` after a time-out, None when the client gave up.
 
         An old acknowledgement is ignored, which also keeps a duplicated one from doubling the traffic.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._terms.timeout_s
+        deadline = loop.time() + wait_s
         while True:
             try:
                 async with asyncio.timeout_at(deadline):

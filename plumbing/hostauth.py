@@ -1,4 +1,4 @@
-"""Signed requests: how a host proves to the control server that a request is its own.
+"""Signed requests: how a host proves to the control server that a request is its own, and first that it may join.
 
 Pure: keys, bytes and `now` in, headers or a verdict out. The protocol is docs/protocols/host-api.md.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import re
 import secrets
 from collections.abc import Mapping
@@ -66,14 +67,32 @@ def read_claim(headers: Mapping[str, str]) -> Claim:
     return claim
 
 
+def check_time(claim: Claim, now: float) -> None:
+    """Raise TrustError unless the request was made within WINDOW_S of `now`."""
+    if abs(now - claim.time_s) > WINDOW_S:
+        raise TrustError(f"the request's clock is {abs(now - claim.time_s):.0f} s off; set the host's clock")
+
+
 def verify(claim: Claim, public: Ed25519PublicKey, now: float, method: str, target: str, body: bytes) -> None:
     """Raise TrustError unless `public` signed exactly this request within WINDOW_S of `now`.
 
     Replays within the window are the caller's to refuse, by remembering (host, nonce).
     """
-    if abs(now - claim.time_s) > WINDOW_S:
-        raise TrustError(f"the request's clock is {abs(now - claim.time_s):.0f} s off; set the host's clock")
+    check_time(claim, now)
     try:
         public.verify(claim.signature, _message(method, target, claim.host, claim.time_s, claim.nonce, body))
     except InvalidSignature as error:
         raise TrustError(f"the request is not signed by the key that {claim.host} enrolled") from error
+
+
+def token_digest(token: str) -> bytes:
+    """Return the SHA-256 of an enrolment token: all that the server keeps of it."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def enrolment_proof(digest: bytes, host: str, public_key: str) -> str:
+    """Return in hex what shows that its sender knows the token with this `digest`, for this host and key only.
+
+    Whoever reads it on the way learns nothing that enrols another key. `public_key` is base64, as it is sent.
+    """
+    return hmac.new(digest, f"reroot-enrol-1\n{host}\n{public_key}".encode(), hashlib.sha256).hexdigest()

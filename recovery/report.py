@@ -156,16 +156,23 @@ class Reporter:
 def enrol(identity: Identity, secret: Mapping[str, str]) -> None:
     """Give the control server this host's key; doing it again with the same secret is harmless.
 
-    `secret` is {"token": …} from an administrator, or {"order": …, "nonce": …} from an install order.
+    `secret` is {"token": …} from an administrator, which stays here: what is sent proves that this host knows it, for
+    this key only. Or it is {"order": …, "nonce": …} from an install order.
     Raises TrustError when the server refuses it and NetworkError when it does not answer properly.
     """
     from cryptography.hazmat.primitives import serialization
 
+    from plumbing import hostauth
+
     raw = identity.key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    public_key = base64.b64encode(raw).decode()
+    if "token" in secret:
+        digest = hostauth.token_digest(secret["token"])
+        secret = {"proof": hostauth.enrolment_proof(digest, identity.host, public_key)}
     client = identity.client()
     try:
         answer = client.post_json("/api/v1/enrol", {
-            "host": identity.host, "public_key": base64.b64encode(raw).decode(), **secret}, max_bytes=1 << 16)
+            "host": identity.host, "public_key": public_key, **secret}, max_bytes=1 << 16)
     finally:
         client.close()
     if answer.status in (HTTPStatus.OK, HTTPStatus.CREATED):

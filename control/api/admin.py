@@ -118,7 +118,7 @@ async def issue(request: Request) -> Response:
     """Sign and record an order; the host that waits for one gets it at once."""
     parts = parts_of(request)
     wish = Wish(**parse(OrderBody, await read_body(request)).model_dump())
-    order = await asyncio.to_thread(parts.issuer.issue, wish, parts.hosts.get(wish.host), clock.wall())
+    order = await asyncio.to_thread(parts.issuer.issue, wish, parts.hosts, clock.wall())
     parts.bell.ring(order.host)
     return JSONResponse({"order": order_json(order)}, 201)
 

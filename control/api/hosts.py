@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from control import auth, book
-from control.api.requests import Body, SignedRequest, parse, read_body
+from control.api.requests import MAX_ENROL_BYTES, Body, SignedRequest, parse, read_body
 from control.bell import left
 from control.book import Told
 from control.database import OrderRow
@@ -33,14 +33,14 @@ class EnrolBody(Body):
 
     host: str = Field(max_length=253)
     public_key: str = Field(max_length=64)
-    token: str | None = Field(default=None, max_length=128)
+    proof: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     order: str | None = Field(default=None, max_length=36)
     nonce: str | None = Field(default=None, max_length=64)
 
     @model_validator(mode="after")
     def _one_secret(self) -> EnrolBody:
-        if (self.token is None) == (self.order is None or self.nonce is None):
-            raise ValueError("send either a token, or an order with its nonce")
+        if (self.proof is None) == (self.order is None or self.nonce is None):
+            raise ValueError("send either a token's proof, or an order with its nonce")
         return self
 
 
@@ -65,10 +65,10 @@ class ReportBody(Body):
 @router.post("/enrol", status_code=201)
 async def enrol(request: Request) -> Response:
     """Accept a machine's key for a one-time secret."""
-    wish = parse(EnrolBody, await read_body(request))
+    wish = parse(EnrolBody, await read_body(request, MAX_ENROL_BYTES))
     if wish.host not in parts_of(request).hosts.by_name:
         raise NotFoundError("no open enrolment has this secret; `reroot host add` or a new install order makes one")
-    enrolment = auth.Enrolment(wish.host, wish.public_key, wish.token, wish.order, wish.nonce)
+    enrolment = auth.Enrolment(wish.host, wish.public_key, wish.proof, wish.order, wish.nonce)
     await asyncio.to_thread(auth.enrol, parts_of(request).database, enrolment, clock.wall())
     return JSONResponse({"host": wish.host}, 201)
 

@@ -11,10 +11,13 @@ from starlette.requests import Request
 
 from control import auth
 from control.parts import parts_of
+from control.patience import KNOWN
 from plumbing import clock
 from plumbing.errors import TrustError, UsageError
 
 MAX_BODY_BYTES = 1 << 20
+MAX_ENROL_BYTES = 4096
+"""Of a body that is read before anybody knows who sent it."""
 MAX_LENGTH_S = 10 * 366 * 86_400
 """No length of time that anybody asks for is longer: ten years, in seconds."""
 
@@ -30,13 +33,13 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-async def read_body(request: Request) -> bytes:
-    """Read the body, at most MAX_BODY_BYTES of it, whatever the headers promise."""
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Read the body, at most `limit` bytes of it, whatever the headers promise."""
     pieces, total = [], 0
     async for piece in request.stream():
         total += len(piece)
-        if total > MAX_BODY_BYTES:
-            raise UsageError(f"the request's body is longer than {MAX_BODY_BYTES} bytes; send less")
+        if total > limit:
+            raise UsageError(f"the request's body is longer than {limit} bytes; send less")
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -69,19 +72,29 @@ class Signed:
 
 
 async def signed(request: Request) -> Signed:
-    """Check the signature of a request; raises TrustError."""
+    """Check the signature of a request, and read its body only when it can hold; raises TrustError."""
+    parts = parts_of(request)
+    who = await asyncio.to_thread(
+        auth.claimed, parts.database, parts.hosts.by_name, request.headers, clock.wall())
     body = await read_body(request)
     raw: bytes = request.scope["raw_path"]
     query: bytes = request.scope["query_string"]
     target = raw.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
     host = await asyncio.to_thread(
-        auth.authenticate, parts_of(request).database, request.headers, request.method, target, body, clock.wall())
+        auth.authenticate, parts.database, who, request.method, target, body, clock.wall())
+    _is_known(request)
     return Signed(host, body)
 
 
 async def admin(request: Request) -> None:
     """Raise TrustError unless the request carries the admin token."""
     auth.authorize_admin(request.headers.get("authorization"), parts_of(request).admin_token)
+    _is_known(request)
+
+
+def _is_known(request: Request) -> None:
+    """Tell the connection that its sender proved who it is: strangers may have fewer of them (control.door)."""
+    setattr(request.state, KNOWN, True)
 
 
 SignedRequest = Annotated[Signed, Depends(signed)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import COMMANDS, run
+from plumbing.errors import RefusedError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,6 +40,20 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: in
 def test_json_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["host", "list", "--json", "--site", "/nonexistent"]) == 3
     assert json.loads(capsys.readouterr().err)["kind"] == "config"
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RefusedError("alpha is amd64\n\x1b]0;owned\x07\x1b[2J; choose another")
+
+    monkeypatch.setattr("cli.host.Admin", fail)
+    for words in (["host", "list"], ["host", "list", "--json"]):
+        assert run(words) == 6
+        said = capsys.readouterr().err.removesuffix("\n")
+        assert said.isprintable()
+        assert "choose another" in said
 
 
 def test_help_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,15 @@ def answers(server: Server) -> bool:
         return False
 
 
+def child_pids(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def content_pids(server: Server) -> list[int]:
+    return [child for child in child_pids(server.process.pid)
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 @dataclass
 class Machine:
     """A host of the site, from the outside."""
@@ -159,7 +168,9 @@ class Machine:
         assert answer.status == 201, answer.body
         return str(answer.json()["token"])  # type: ignore[index]
 
-    def enrol(self, **secret: str) -> Response:
+    def enrol(self, token: str | None = None, **secret: str) -> Response:
+        if token is not None:
+            secret["proof"] = hostauth.enrolment_proof(hostauth.token_digest(token), self.name, self.public)
         return Client(self.server.api).post_json("/api/v1/enrol", {
             "host": self.name, "public_key": self.public, **secret})
 

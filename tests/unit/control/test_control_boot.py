@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
-from ipaddress import IPv4Address
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 from servers import free_port, make_site, serving
 
 from control import config as configuration
+from control import tftp
 from control.boot_services import FreshResponder, settings
+from control.dhcp import Leases, Subnet
 from control.dhcp_packet import REQUEST, Message, Option, Packet
 from fleet.hosts import Host, HostsFile, parse
 
@@ -48,6 +52,48 @@ def test_new_host_is_answered_at_once(config: configuration.Config, tmp_path: Pa
     offer = responder.reply(packet, IPv4Address("10.1.0.1"), 0.0)
     assert offer is not None
     assert str(offer.yiaddr) == "10.1.0.11"
+
+
+async def test_who_never_acknowledged_holds_no_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a few made-up addresses asked for long time-outs and held every transfer for a minute."""
+    monkeypatch.setattr(tftp, "FIRST_TIMEOUT_S", 0.02)
+    (tmp_path / "file").write_bytes(b"x" * 30_000)
+    server = await tftp.serve(tmp_path, "127.0.0.1", port := free_port())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.setblocking(False)
+        silent.sendto(struct.pack("!H", 1) + b"file\0octet\0timeout\0008\0", ("127.0.0.1", port))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):  # one time-out of those that were asked for takes longer
+            said = [await loop.sock_recv(silent, 600) for _ in range(1 + tftp.FIRST_REPEATS)]
+            while server._running:
+                await asyncio.gather(*(task for _, task in server._running.values()), return_exceptions=True)
+        assert len(set(said)) == 1
+        with pytest.raises(BlockingIOError):
+            silent.recv(600)
+    await server.close()
+
+
+def test_a_full_range_is_looked_through_when_a_lease_ends_and_not_before() -> None:
+    subnet = Subnet(IPv4Network("10.0.0.0/24"), IPv4Address("10.0.0.1"), first=IPv4Address("10.0.0.2"),
+                    last=IPv4Address("10.0.0.5"))
+    leases, looked = Leases(), 0
+
+    def reserved() -> Iterator[IPv4Address]:
+        nonlocal looked
+        looked += 1
+        yield IPv4Address("10.0.0.5")
+
+    def ask(mac: bytes, now: float) -> str:
+        return str(leases.address_for(mac, subnet, reserved(), now, 60.0))
+
+    assert [ask(bytes([n]), float(n)) for n in range(3)] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
+    assert [ask(bytes([9, n]), 10.0) for n in range(100)] == ["None"] * 100
+    assert looked == 4
+    assert ask(b"\1", 11.0) == "10.0.0.3"  # who has an address keeps it
+    assert [ask(b"\7", 59.9), ask(b"\7", 60.0)] == ["None", "10.0.0.2"]
+    assert ask(b"\x08", 61.0) == "None"
+    leases.give_back(b"\7")
+    assert ask(b"\x08", 61.0) == "10.0.0.2"
 
 
 def test_tftp_runs_with_the_server(tmp_path: Path) -> None:

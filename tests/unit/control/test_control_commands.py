@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,26 @@ from servers import Machine, Server
 from cli.main import run
 
 Make = Callable[[], Machine]
+
+
+def test_the_token_goes_to_this_machine_unless_told_otherwise(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = server.site.config.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0)
+        url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}"
+        server.site.config.write_text(before.replace(f'public_url = "{server.api}"', f'public_url = "{url}"'))
+        try:
+            assert url in server.site.config.read_text()
+            assert run(["host", "list", "--site", str(server.site.root)]) == 0
+            with pytest.raises(BlockingIOError):
+                elsewhere.accept()
+        finally:
+            server.site.config.write_text(before)
+    monkeypatch.setenv("REROOT_CONTROL", "http://127.0.0.1:1")
+    assert run(["host", "list", "--site", str(server.site.root)]) == 7
+    assert "127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_host_commands(machine: Make, server: Server, capsys: pytest.CaptureFixture[str]) -> None:

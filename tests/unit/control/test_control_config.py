@@ -15,6 +15,7 @@ from plumbing.errors import ConfigError
 DOCS = Path(__file__).resolve().parents[3] / "docs/config.md"
 FILE = Path("/site/reroot.toml")
 MINIMAL = '[server]\npublic_url = "http://c:8080"\n'
+RANGE = MINIMAL + "[[dhcp.subnet]]\ninterface='a'\nnetwork='10.0.0.0/8'\nserver='10.0.0.1'\n"
 
 
 def test_example_and_defaults() -> None:
@@ -40,12 +41,23 @@ def test_example_and_defaults() -> None:
     ('[server]\npublic_url = "ftp://x"', ("line 2", "http://name:port")),
     (MINIMAL + "[providers]\nmilton = 'nonsense'", ("line 4", "providers.milton")),
     ("a = 1\nb = \n", ("is not TOML", "line 2")),
+    (f"{RANGE}first='10.0.0.2'\nlast='10.0.255.254'", ("line 3", "4096")),
+    (f"{RANGE}first='10.0.0.9'\nlast='10.0.0.2'", ("4096",)),
+    (f"{RANGE}first='10.0.0.9'", ("both first and last",)),
 ])
 def test_sentences(text: str, needles: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, FILE)
     assert "/site/reroot.toml" in caught.value.sentence
     assert all(needle in caught.value.sentence for needle in needles), caught.value.sentence
+
+
+@pytest.mark.parametrize(("api", "url"), [
+    ("0.0.0.0:80", "http://127.0.0.1:80"), ("[::]:80", "http://[::1]:80"), ("127.0.0.2:8080", "http://127.0.0.2:8080"),
+    ("10.1.0.1:8080", "http://10.1.0.1:8080"), ("[2001:db8::1]:1", "http://[2001:db8::1]:1"),
+])
+def test_the_api_on_this_machine(api: str, url: str) -> None:
+    assert parse(f'{MINIMAL}api = "{api}"', FILE).server.api_here() == url
 
 
 def test_every_key_is_documented_and_nothing_else_is() -> None:

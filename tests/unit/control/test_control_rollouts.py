@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from servers import Machine, Server, make_site, publish_release, serving, wait_until
 
+from control.catalogue import SiteCatalogue
+from control.config import RolloutSection
+from control.database import Database
+from control.orders import Wish
+from control.rollouts import Demand, Rollouts
+from fleet.hosts import HostsFile
+from imaging.catalogue import Catalogue
 from plumbing import clock, hostauth
+from plumbing.errors import DiskError
 from plumbing.http import Client
 
 GUIDE = {"update_time_s": 600, "per_server": 100, "blast_budget": 10, "failure_budget": 2}
@@ -100,6 +112,63 @@ def test_pause_knob_and_bad_requests(server: Server) -> None:
     refused = server.admin("POST", "/rollouts", {"release": "x", "hosts": [name], **GUIDE, "update_time_s": 60,
                                                  "deadline_s": 1})
     assert refused.status == 403
+
+
+class Failing:
+    """An issuer on a server that is out of descriptors, until it is not."""
+
+    def __init__(self) -> None:
+        self.broken: list[Exception] = [OSError(errno.EMFILE, "Too many open files"), DiskError("the disk is full")]
+        self.told: list[str] = []
+
+    def check_release(self, *_: object) -> None:
+        """Let every release pass."""
+
+    def issue(self, wish: Wish, _hosts: object, now: float) -> SimpleNamespace:
+        if self.broken:
+            raise self.broken.pop()
+        self.told.append(wish.host)
+        return SimpleNamespace(id="1")
+
+
+async def test_the_servers_own_trouble_fails_no_host_and_ends_no_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "hosts.toml").write_text('[[host]]\nname = "a"\n')
+    database, issuer, stop = Database(f"sqlite:///{tmp_path}/x.db"), Failing(), asyncio.Event()
+    database.migrate()
+    rollouts = Rollouts(database, HostsFile(tmp_path / "hosts.toml"), issuer,  # type: ignore[arg-type]
+                        RolloutSection(tick_s=0.01), lambda _host: None)
+    rollout = str(rollouts.start(Demand("debian/13.1/amd64", hosts=("a",), **GUIDE), 0.0)["id"])  # type: ignore[arg-type]
+    for now in (1.0, 2.0):
+        rollouts.tick(now)
+        seen = rollouts.view(rollout, now)
+        assert (seen["failed"], [one["host"] for one in seen["in_flight"]]) == ([], ["a"])  # type: ignore[attr-defined]
+    rollouts.tick(3.0)
+    assert issuer.told == ["a"]
+    looks = iter(range(3))
+
+    def out_of_descriptors(_now: float) -> None:
+        if next(looks, None) is None:
+            stop.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(rollouts, "tick", out_of_descriptors)
+    async with asyncio.timeout(20):
+        await rollouts.run(stop)
+    database.close()
+
+
+def test_a_catalogue_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = SiteCatalogue(make_site(tmp_path / "site"))
+
+    def out_of_descriptors(_self: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Catalogue, "_newest_root", out_of_descriptors)
+    for work in (catalogue.refresh, catalogue.paths, lambda: catalogue.read("orders/keys.json")):
+        with pytest.raises(DiskError, match="Too many open files"):
+            work()  # type: ignore[operator]
 
 
 def test_restart_keeps_state_and_repeats_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from servers import ROOT, Server, make_site, serving, wait_until
+from servers import ROOT, Server, child_pids, content_pids, make_site, serving, wait_until
 
 from cli.main import run
 from control import config as configuration
@@ -146,7 +146,7 @@ def test_ready_is_told_and_sigterm_is_clean(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         with serving(site) as server:
             assert listener.recv(100) == b"READY=1"
-            children = children_of(server.process.pid)
+            children = child_pids(server.process.pid)
             assert children
             assert server.stop() == 0
             assert listener.recv(100) == b"STOPPING=1"
@@ -157,27 +157,18 @@ def test_ready_is_told_and_sigterm_is_clean(tmp_path: Path, monkeypatch: pytest.
 def test_content_process_that_dies_comes_back(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
     with serving(site) as server:
-        (child,) = content_children(server)
+        (child,) = content_pids(server)
         os.kill(child, 9)
-        wait_until(lambda: content_children(server) not in ([], [child]) and responds(server))
+        wait_until(lambda: content_pids(server) not in ([], [child]) and responds(server))
 
 
 def test_children_go_when_the_server_is_killed(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
     with serving(site) as server:
-        children = content_children(server)
+        children = content_pids(server)
         server.process.kill()
         server.process.wait()
         wait_until(lambda: not any(alive(child) for child in children))
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def content_children(server: Server) -> list[int]:
-    return [child for child in children_of(server.process.pid)
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def alive(pid: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import io
 import json
 import threading
@@ -146,6 +148,16 @@ def test_enrolling_gives_the_key(control: Control) -> None:
     asked = control.taken[0]
     assert asked["path"] == "/api/v1/enrol" and asked["host"] == "alpha" and asked["nonce"] == "n" * 16
     assert base64.b64decode(str(asked["public_key"])) == control.key.public_key().public_bytes_raw()
+
+
+def test_a_token_is_proved_and_never_sent(control: Control) -> None:
+    control.answers = [201]
+    enrol(control.identity(), {"token": "a secret word"})
+    asked = control.taken[0]
+    assert asked.keys() == {"path", "host", "public_key", "proof"}
+    digest = hashlib.sha256(b"a secret word").digest()
+    said = f"reroot-enrol-1\nalpha\n{asked['public_key']}".encode()
+    assert asked["proof"] == hmac.new(digest, said, "sha256").hexdigest()
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, TrustError), (401, TrustError), (500, NetworkError)])
