@@ -121,3 +121,18 @@ def test_without_the_targets_key_the_release_waits_in_the_store(
     assert "NOT in the catalogue" in capsys.readouterr().out
     (tmp_path / "away.pem").rename(key)
     assert run(["image", "build", str(tree), "--name", "d", "--version", "1"]) == 0
+
+
+def test_a_catalogue_edited_without_a_key_is_refused_by_every_command(
+        place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["image", "build", str(tree), "--name", "d", "--version"]
+    assert run([*build, "1"]) == 0
+    forged = place.catalogue / "metadata/3.targets.json"
+    value = json.loads(forged.read_bytes())
+    value["signed"]["targets"]["releases/evil/1/amd64.json"] = {"length": 1, "hashes": {"sha256": "0" * 64}}
+    forged.write_text(json.dumps(value))
+    capsys.readouterr()
+    for words in ([*build, "2"], ["image", "list"], ["image", "verify"], ["image", "show", "d/1"]):
+        assert run(words) == 5, words
+        said = capsys.readouterr().err
+        assert "3.targets.json" in said and "restore it from a backup" in said and said.count("\n") == 1

@@ -24,6 +24,7 @@ from control import config as configuration
 from control import site as sites
 from control.database import Database, metadata
 from control.site import Site
+from imaging.catalogue import LIFETIME_S, Catalogue
 from plumbing import clock
 from plumbing.errors import ConfigError, RefusedError
 
@@ -96,10 +97,7 @@ def test_what_is_wrong_is_said(
 
 def test_expired_root(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
-    root = site.catalogue / "metadata/1.root.json"
-    value = json.loads(root.read_text())
-    value["signed"]["expires"] = clock.iso(clock.wall() - 60)
-    root.write_text(json.dumps(value))
+    Catalogue(site.catalogue, site.keys).rotate("timestamp", clock.wall() - LIFETIME_S["root"] - 60)
     fails(site, 5, "root expired")
 
 
