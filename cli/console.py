@@ -1,8 +1,9 @@
-"""From an error to a sentence and an exit code, for the small scripts beside `reroot`. I/O: stderr, exit."""
+"""How commands speak: columns, and from an error to a sentence and an exit code. I/O: stdout, stderr, exit."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +11,13 @@ import typer
 from typer.main import get_command
 
 from plumbing.errors import EXIT_CODES, Kind, RerootError
+
+
+def columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with every column as wide as its widest word."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def usage(error: typer.TyperException) -> str:

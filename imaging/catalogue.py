@@ -95,7 +95,8 @@ class Catalogue:
         """Return a published target, checked; raises NotFoundError."""
         found = self._load().targets.signed.targets.get(target_path)
         if found is None:
-            raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; `reroot image list` shows "
+            command = "recovery" if target_path.startswith("recovery/") else "image"
+            raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; `reroot {command} list` shows "
                                 "what is")
         path = self._targets / found.get_prefixed_paths()[0]
         try:
