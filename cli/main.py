@@ -37,7 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "host": Entry("cli.host", "app", "The machines: add, enrol, list, show, order, rescue."),
     "precious": Entry("cli.precious", "app", "What survives: every rule, and where it comes from."),
     "plan": Entry("cli.plan", "plan", "How far apart, how long, how many at risk."),
-    "rollout": Entry("cli.rollout", "app", "Start, watch, pause, abort a rollout."),
+    "rollout": Entry("cli.rollout", "app", "Start, list, watch, pause, abort rollouts."),
     "ticket": Entry("cli.ticket", "app", "Get, return, renew tickets."),
     "lab": Entry("cli.lab", "app", "Virtual machines and networks to try it all."),
 }
