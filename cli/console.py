@@ -28,12 +28,20 @@ def usage(error: typer.TyperException) -> str:
     return f"{told}; `{path} --help` shows what it takes" if told else ""
 
 
+def unwritten(error: OSError) -> str:
+    """Return the sentence for output that could not be written; raises `error` when it is about something else."""
+    if error.filename is not None:
+        raise error
+    return f"standard output cannot be written ({error.strerror}); make room there, or send it elsewhere"
+
+
 def finish(script: typer.Typer) -> NoReturn:
     """Run `script` and exit: 0, or the code of the error it raised after printing its sentence; 130 after ^C."""
     name = Path(sys.argv[0]).name
     code = 0
     try:
         get_command(script)(prog_name=name, standalone_mode=False)
+        print(end="", flush=True)  # what cannot be written is noticed here, or by nobody
     except RerootError as error:
         print(f"{name}: {error.sentence}", file=sys.stderr)
         code = error.exit_code
@@ -47,4 +55,9 @@ def finish(script: typer.Typer) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stdout = None
         code = 141
+    except OSError as error:
+        sentence = unwritten(error)
+        sys.stdout = None
+        print(f"{name}: {sentence}", file=sys.stderr)
+        code = EXIT_CODES[Kind.DISK]
     sys.exit(code)

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(("words", "code", "needles"), [
-    (["hots"], 2, ("'hots'", "--help")),
+    (["hots"], 2, ("'hots'", "did you mean 'host'?")),
+    (["imag"], 2, ("did you mean 'image'?",)),
+    (["zzz"], 2, ("'zzz'", "reroot --help")),
+    (["plan", "--update-time", "1m", "--hosts", "9" * 400], 2, ("hosts is more than 1000000",)),
+    (["plan", "--update-time", "1m", "--hosts", "9", "--per-server", "9" * 400], 2, ("per-server is more",)),
     (["host", "ad"], 2, ("'ad'",)),
     (["host", "add"], 2, ("name", "reroot host add --help")),
     (["plan", "--hosts", "many"], 2, ("--hosts", "integer")),
@@ -34,6 +38,27 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: in
     assert said.startswith("reroot: ")
     assert said.count("\n") == 1
     assert all(needle in said for needle in needles), said
+
+
+FULL = """
+import sys
+from cli.{module} import {main}
+sys.argv[0] = "reroot"
+{main}()
+"""
+
+
+@pytest.mark.parametrize(("module", "main", "words"), [
+    ("main", "main", ["plan", "--hosts", "10", "--update-time", "1m"]), ("main", "main", ["--help"]),
+    ("main", "main", ["plan", "--hosts", "10000", "--update-time", "1m", "--json"]), ("plan", "sortaddrs", []),
+])
+def test_output_that_cannot_be_written_is_one_sentence(module: str, main: str, words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", FULL.format(module=module, main=main), *words], cwd=ROOT,
+                              stdout=full, stderr=subprocess.PIPE, input="10.0.0.1\n", text=True, check=False)
+    assert done.returncode == 8, done.stderr
+    assert "standard output cannot be written (No space left on device)" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_json_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
