@@ -127,7 +127,8 @@ class Catalogue:
                            Metadata(Timestamp(version=1)))
             with self._disk():
                 first = self._write_root(state, state.root)
-                write_file(self.keys / FIRST_ROOT, f"{hashlib.sha256(first).hexdigest()}  1.root.json\n".encode())
+                line = f"{hashlib.sha256(first).hexdigest()}  1.root.json\n"
+                write_file(self.keys / FIRST_ROOT, line.encode(), 0o600)
                 self._commit(state, at, first=True)
 
     def publish(self, target_path: str, data: bytes, now: float | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from control.config import Config, parse
-from control.site import CONFIG_EXAMPLE
+from control.config import Config, check_services, parse
+from control.site import config_example
 from plumbing.errors import ConfigError
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/config.md"
@@ -18,7 +18,7 @@ MINIMAL = '[server]\npublic_url = "http://c:8080"\n'
 
 
 def test_example_and_defaults() -> None:
-    config = parse(CONFIG_EXAMPLE.format(public_url="http://control.example.org:8080"), FILE)
+    config = parse(config_example("http://control.example.org:8080"), FILE)
     assert config.content_urls() == ["http://control.example.org:8081"]
     assert config.provider_urls() == {"control": "http://control.example.org:8081"}
     assert parse('[server]\npublic_url = "http://[::1]:80/"\n', FILE).content_urls() == ["http://[::1]:8081"]
@@ -40,12 +40,35 @@ def test_example_and_defaults() -> None:
     ('[server]\npublic_url = "ftp://x"', ("line 2", "http://name:port")),
     (MINIMAL + "[providers]\nmilton = 'nonsense'", ("line 4", "providers.milton")),
     ("a = 1\nb = \n", ("is not TOML", "line 2")),
+    *((MINIMAL + f"[{section}]\n{key} = {value}\n", ("line 4", f"{section}.{key}")) for section, key, value in (
+        ("orders", "lifetime_s", "inf"), ("orders", "deadline_s", "nan"), ("orders", "lifetime_s", "1e300"),
+        ("rollout", "tick_s", "inf"), ("rollout", "tick_s", "86401"), ("rollout", "update_time_s", "-inf"),
+        ("rollout", "servers", "10000000"), ("rollout", "blast_budget", "10000000"), ("catalogue", "refresh_s", "inf"),
+        ("dhcp", "lease_s", "inf"), ("dhcp", "lease_s", "9999999999"), ("tftp", "max_transfers", "9999999"))),
 ])
 def test_sentences(text: str, needles: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, FILE)
     assert "/site/reroot.toml" in caught.value.sentence
     assert all(needle in caught.value.sentence for needle in needles), caught.value.sentence
+
+
+@pytest.mark.parametrize(("url", "api", "content"), [
+    ("http://h:18080", 18080, 8081), ("http://h", 80, 8081), ("https://h", 8080, 8081), ("http://h:8081", 8081, 8082),
+    ("https://h:443/reroot", 8080, 8081), ("http://[::1]:9000/", 9000, 8081),
+])
+def test_a_new_site_listens_where_its_url_says(url: str, api: int, content: int) -> None:
+    server = parse(config_example(url), FILE).server
+    assert (server.api, server.content) == (f"0.0.0.0:{api}", f"0.0.0.0:{content}")
+
+
+def test_services_that_the_tickettab_lacks_are_named() -> None:
+    check_services((), ())
+    check_services(("root-dump",), ("root-dump", "patches"))
+    with pytest.raises(ConfigError, match=r"\[orders\] services names 'rootdump'.* did you mean 'root-dump'\?"):
+        check_services(("rootdump",), ("root-dump", "patches"))
+    with pytest.raises(ConfigError, match="define it there, or take it out"):
+        check_services(("rootdump",), ())
 
 
 def test_every_key_is_documented_and_nothing_else_is() -> None:
