@@ -68,7 +68,8 @@ class Store:
             with path.open("rb") as stream:
                 data = stream.read(MAX_JSON_BYTES + 1)
         except FileNotFoundError as error:
-            raise NotFoundError(f"the store {self.path} has no blob {digest}; pull or build it again") from error
+            raise NotFoundError(f"the store {self.path} has no blob {digest}; restore it from a backup, or "
+                                "build what needs it again") from error
         if sha256(data) != digest:
             raise CorruptError(f"{path} is not what its name says; the store's disk is failing: restore it")
         return data

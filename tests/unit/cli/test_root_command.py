@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cli.main import COMMANDS, run
+from cli.main import COMMANDS, LazyGroup, run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -135,3 +136,34 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert all(needle in said for needle in ("precious.toml", *needles)), said
+
+
+NAMED = re.compile(r"`reroot ([a-z]+)(?: ([a-z]+))?[^`]*`")
+MISSING = ("class", "level", "simulate", "image diff", "recovery iso", "precious report")
+
+
+def commands() -> set[str]:
+    """Return every command as it is called: `plan`, `image`, `image list` …"""
+    group = LazyGroup(name="reroot")
+    found = set(COMMANDS)
+    for name in COMMANDS:
+        inner = group.get_command(None, name)
+        found |= {f"{name} {word}" for word in getattr(inner, "commands", ())}
+    return found
+
+
+def test_every_command_that_a_sentence_names_is_there() -> None:
+    there = commands()
+    for path in (path for room in ("cli", "control", "fleet", "imaging", "lab", "plumbing", "precious", "recovery",
+                                   "rollout", "throttle") for path in (ROOT / room).rglob("*.py")):
+        for name, word in NAMED.findall(path.read_text()):
+            assert name in there, (path, name)
+            if word and any(one.startswith(f"{name} ") for one in there):
+                assert f"{name} {word}" in there, (path, name, word)
+
+
+def test_the_commands_that_are_documented_as_missing_are() -> None:
+    limits = (ROOT / "docs/limits.md").read_text()
+    for name in MISSING:
+        assert f"`reroot {name}`" in limits
+        assert name not in commands()

@@ -41,8 +41,8 @@ def test_what_is_taken_or_misspelt_is_said(machine: Make, server: Server, capsys
     assert run(["host", "add", host.name, "--mac", host.mac, *site]) == 0
     line = server.site.hosts.read_text().splitlines().index(f'name = "{host.name}"') + 1
     for words, needle in (
-        (["add", host.name, "--mac", host.mac], f"{host.name} is in hosts.toml already (line {line}); edit it there, or "
-                                                "leave out --mac to get a new token"),
+        (["add", host.name, "--mac", host.mac],
+         f"{host.name} is in hosts.toml already (line {line}); edit it there, or leave out --mac to get a new token"),
         (["add", "an-other", "--mac", host.mac.replace(":", "-")],
          f"{host.mac} belongs to {host.name} in hosts.toml already (line {line});"),
         (["add", "an-other", "--mac", "00:00:00:00:00:00"], "no machine's MAC address"),
