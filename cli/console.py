@@ -1,8 +1,9 @@
-"""From an error to a sentence and an exit code, for the small scripts beside `reroot`. I/O: stderr, exit."""
+"""How commands speak: columns, and from an error to a sentence and an exit code. I/O: stdout, stderr, exit."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,13 @@ from plumbing.errors import EXIT_CODES, Kind, RerootError
 from recovery.log import plain
 
 
+def columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with every column as wide as its widest word."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def usage(error: typer.TyperException) -> str:
     """Return the sentence for a wrong command line; empty when the help was shown already, as for no words at all."""
     context = getattr(error, "ctx", None)
@@ -21,12 +29,20 @@ def usage(error: typer.TyperException) -> str:
     return f"{told}; `{path} --help` shows what it takes" if told else ""
 
 
+def unwritten(error: OSError) -> str:
+    """Return the sentence for output that could not be written; raises `error` when it is about something else."""
+    if error.filename is not None:
+        raise error
+    return f"standard output cannot be written ({error.strerror}); make room there, or send it elsewhere"
+
+
 def finish(script: typer.Typer) -> NoReturn:
     """Run `script` and exit: 0, or the code of the error it raised after printing its sentence; 130 after ^C."""
     name = Path(sys.argv[0]).name
     code = 0
     try:
         get_command(script)(prog_name=name, standalone_mode=False)
+        print(end="", flush=True)  # what cannot be written is noticed here, or by nobody
     except RerootError as error:
         print(plain(f"{name}: {error.sentence}"), file=sys.stderr)
         code = error.exit_code
@@ -40,4 +56,9 @@ def finish(script: typer.Typer) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stdout = None
         code = 141
+    except OSError as error:
+        sentence = unwritten(error)
+        sys.stdout = None
+        print(f"{name}: {sentence}", file=sys.stderr)
+        code = EXIT_CODES[Kind.DISK]
     sys.exit(code)

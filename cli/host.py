@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
+from cli import console
 from cli.admin import SITE, Admin, ControlOption, SiteOption
 from plumbing.digest import sha256
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -72,7 +73,7 @@ def listing(site: SiteOption = SITE, control: ControlOption = "", as_json: JsonO
         rows.append((_word(host.get("name")), _word(host.get("address") or host.get("subnet")),
                      "yes" if host.get("enrolled") else "no", _word(host.get("release")),
                      _word(order.get("state")), _word(order.get("phase"))))
-    _print_columns(rows)
+    console.columns(rows)
 
 
 @app.command()
@@ -181,10 +182,3 @@ def _word(value: object) -> str:
     """Write a value in a column; control characters from a host's report must not reach a terminal."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else "-" if value in (None, "") else str(value)
     return "".join(letter if letter.isprintable() else "?" for letter in text) or "-"
-
-
-def _print_columns(rows: Iterable[tuple[str, ...]]) -> None:
-    table = list(rows)
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())

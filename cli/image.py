@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import console
 from cli.admin import SITE, SiteOption
 from plumbing import clock
-from plumbing.errors import NotFoundError, UsageError
+from plumbing.errors import CorruptError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
@@ -88,7 +88,7 @@ def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
     rows += [(release.ref, _size(release.layer_size), _size(release.raw_bytes), str(release.entries),
               "yes" if published.get(release.target) == release.digest else "no", release.recovery or "-")
              for release in releases]
-    _print_columns(rows)
+    console.columns(rows)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def show(ref: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False)
     if as_json:
         _print_json(facts)
         return
-    _print_columns([(f"{key.replace('_', ' ')}:", ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    console.columns([(f"{key.replace('_', ' ')}:", ", ".join(f"{count} {kind}" for kind, count in counts.items())
                      if key == "types" else "-" if value is None else str(value)) for key, value in facts.items()])
 
 
@@ -117,24 +117,32 @@ def verify(
     ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release (default: all).")] = "",
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
-    """Read releases back and check every byte: tar, index, digests, and that the catalogue names them."""
+    """Read releases back and check every byte: tar, index, digests, and that store and catalogue name the same."""
     from imaging.audit import audit
 
     store, catalogue = _open(site)
-    releases = [_find(store, ref)] if ref else _releases(store)
+    published = {path: listed.digest for path, listed in catalogue.listed().items() if path.startswith("releases/")}
+    releases = _releases(store)
     done: list[dict[str, object]] = []
-    for release in releases:
+    for release in [_find(store, ref)] if ref else releases:
         found = audit(store, release.ref, _progress(as_json))
-        published = (release.target in catalogue.listed()
-                     and catalogue.read(release.target) == store.manifest(release.ref))
-        done.append({"ref": release.ref, "published": published, "frames": found.frames, "files": found.files,
+        named = (published.get(release.target) == release.digest
+                 and catalogue.read(release.target) == store.manifest(release.ref))
+        done.append({"ref": release.ref, "published": named, "frames": found.frames, "files": found.files,
                      "content_bytes": found.content_bytes})
         if not as_json:
             _clear_progress()
             print(f"{release.ref}: {found.frames} frames, {found.files} files, {_size(found.content_bytes)}: sound"
-                  f"{'' if published else '; NOT in the catalogue, no host will take it'}")
+                  f"{'' if named else '; NOT in the catalogue, no host will take it'}")
     if as_json:
         _print_json(done)
+    elif not done and not published:
+        print("nothing to verify: neither store nor catalogue has a release; `reroot image build` makes one")
+    missing = sorted(published.items() - {(release.target, release.digest) for release in releases})
+    if missing and not ref:
+        raise CorruptError(f"the catalogue names {len(missing)} releases that the store does not have "
+                           f"({', '.join(path for path, _ in missing[:5])}), and hosts would ask for them in vain; "
+                           "restore the store from a backup or a mirror, or build them again")
 
 
 def _open(path: Path) -> tuple[Store, Catalogue]:
@@ -214,9 +222,3 @@ def _size(count: int) -> str:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
-
-
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
 from cli import console
-from plumbing.errors import EXIT_CODES, Kind, RerootError
+from plumbing.errors import EXIT_CODES, Kind, RerootError, UsageError
+from plumbing.spelling import hint
 from recovery.log import plain
 
 
@@ -34,11 +35,11 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("cli.init", "init", "Make a new site directory with keys, store and catalogue."),
     "serve": Entry("cli.serve", "serve", "Run the control server of a site."),
     "image": Entry("cli.image", "app", "Build, list, show, verify releases."),
-    "recovery": Entry("cli.recovery", "app", "Build the recovery image and see what is in it."),
+    "recovery": Entry("cli.recovery", "app", "Build, list the recovery images, see what is in one."),
     "host": Entry("cli.host", "app", "The machines: add, enrol, list, show, order, rescue."),
     "precious": Entry("cli.precious", "app", "What survives: every rule, and where it comes from."),
     "plan": Entry("cli.plan", "plan", "How far apart, how long, how many at risk."),
-    "rollout": Entry("cli.rollout", "app", "Start, watch, pause, abort a rollout."),
+    "rollout": Entry("cli.rollout", "app", "Start, list, watch, pause, abort rollouts."),
     "ticket": Entry("cli.ticket", "app", "Get, return, renew tickets."),
     "lab": Entry("cli.lab", "app", "Virtual machines and networks to try it all."),
 }
@@ -51,6 +52,13 @@ class LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of COMMANDS."""
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the words name; raises UsageError with the nearest one that there is."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"there is no command {args[0]!r}; "
+                             + hint(args[0], COMMANDS, "`reroot --help` shows what there is"))
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return one command, or None."""
@@ -82,6 +90,21 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are printed, not raised."""
     as_json = "--json" in arguments
     try:
+        code = _run(arguments, as_json=as_json)
+        print(end="", flush=True)  # what cannot be written is noticed here, or by nobody
+    except BrokenPipeError:
+        sys.stdout = None  # the reader went away, as `| head` does
+        return 141
+    except OSError as error:
+        sentence = console.unwritten(error)
+        sys.stdout = None
+        _complain(Kind.DISK, sentence, as_json=as_json)
+        return EXIT_CODES[Kind.DISK]
+    return code
+
+
+def _run(arguments: Sequence[str], *, as_json: bool) -> int:
+    try:
         result = get_command(app)(args=list(arguments), prog_name="reroot", standalone_mode=False)
     except RerootError as error:
         _complain(error.kind, error.sentence, as_json=as_json)
@@ -94,9 +117,6 @@ def run(arguments: Sequence[str]) -> int:
         if sentence := console.usage(error):
             _complain(Kind.USAGE, sentence, as_json=as_json)
         return EXIT_CODES[Kind.USAGE]
-    except BrokenPipeError:
-        sys.stdout = None  # the reader went away, as `| head` does
-        return 141
     return result if isinstance(result, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""`reroot recovery …`: build the recovery image, show what it weighs. I/O: the site's store and catalogue, stdout."""
+"""`reroot recovery …`: build the recovery image, list them, show what one weighs. I/O: the site, stdout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli import console
 from cli.admin import SITE, SiteOption
 from plumbing.errors import UsageError
 
@@ -57,6 +58,32 @@ def build(
     print(made.ledger.table())
     print("\n".join(f"{title:<16} {size / 1024:>8.0f} KiB" for title, size in sizes.items()))
     print(f"published as {target}")
+
+
+@app.command(name="list")
+def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
+    """List the recovery images, and whether store and catalogue have them; a host needs both."""
+    from control.site import Site
+    from imaging.catalogue import Catalogue
+    from imaging.store import Store
+
+    opened = Site.open(site)
+    published = {path: listed.digest for path, listed in Catalogue(opened.catalogue, opened.keys).listed().items()
+                 if path.startswith("recovery/")}
+    stored = {f"{ref}.json": found.digest for ref, found in Store(opened.store).refs().items()
+              if ref.startswith("recovery/")}
+    images = [{"name": target.removeprefix("recovery/").removesuffix(".json"), "target": target,
+               "digest": (digest := published.get(target, stored.get(target))),
+               "published": target in published, "stored": stored.get(target) == digest}
+              for target in sorted({*published, *stored})]
+    if as_json:
+        print(json.dumps(images, indent=1))
+    elif not images:
+        print("no recovery images yet; `reroot recovery build` makes one")
+    else:
+        console.columns([("RECOVERY", "PUBLISHED", "STORED")] + [
+            (str(image["name"]), *("yes" if image[key] else "no" for key in ("published", "stored")))
+            for image in images])
 
 
 @app.command()

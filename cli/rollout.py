@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Annotated
 from urllib.parse import quote
@@ -13,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cli import console
 from cli.admin import SITE, Admin, ControlOption, SiteOption
-from plumbing.errors import NotFoundError, RefusedError, UsageError
+from plumbing.errors import NetworkError, NotFoundError, RefusedError, UsageError
 from rollout import duration
 from rollout.executor import Phase
 
@@ -24,6 +26,10 @@ View = dict[str, object]
 IdArgument = Annotated[str, typer.Argument(help="The rollout (default: the latest).", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OVER = {Phase.DONE, Phase.ABORTED, Phase.HALTED}
+LOOK_S = 1.0
+"""How long `watch` waits between looks, in seconds."""
+NAMED = 10
+"""How many hosts a sentence names."""
 
 
 @app.command()
@@ -70,6 +76,21 @@ def _service_count(text: str) -> tuple[str, int]:
     return service, int(count)
 
 
+@app.command(name="list")
+def listing(site: SiteOption = SITE, control: ControlOption = "", as_json: JsonOption = False) -> None:
+    """List the rollouts, newest first."""
+    views = _rows(Admin(site, control).get("/rollouts"), "rollouts")
+    if as_json:
+        print(json.dumps(views, indent=1))
+        return
+    if not views:
+        print("no rollouts yet; `reroot rollout start` starts one")
+        return
+    keys = ("id", "created", "release", "phase", "hosts", "healthy")
+    console.columns([("ROLLOUT", "STARTED", "RELEASE", "PHASE", "HOSTS", "HEALTHY", "FAILED")] + [
+        (*(str(_plain(view.get(key, "-"))) for key in keys), str(len(_rows(view, "failed")))) for view in views])
+
+
 @app.command()
 def status(
     rollout: IdArgument = "", site: SiteOption = SITE, control: ControlOption = "", as_json: JsonOption = False,
@@ -84,16 +105,31 @@ def status(
 
 @app.command()
 def watch(rollout: IdArgument = "", site: SiteOption = SITE, control: ControlOption = "") -> None:
-    """Watch a rollout until it is over; exit code 6 when it halted or was aborted."""
+    """Watch a rollout until it is over; exit code 6 when it halted, was aborted, or hosts failed."""
     admin = Admin(site, control)
     view = _view(admin, rollout)
+    answered = True
     with Live(table(view), refresh_per_second=2) as live:
         while view.get("phase") not in OVER:
-            time.sleep(1.0)
-            view = _view(admin, str(view.get("id")))
+            time.sleep(LOOK_S)
+            try:
+                view = _view(admin, str(view.get("id")))
+            except NetworkError as error:  # a restart of the server is no reason to leave a rollout unwatched
+                if answered:
+                    print(f"reroot: {error.sentence}; watching on until it answers again", file=sys.stderr)
+                answered = False
+                continue
+            answered = True
             live.update(table(view))
+    if not live.console.is_terminal:
+        live.console.line()
     if view.get("phase") != Phase.DONE:
         raise RefusedError(f"rollout {view.get('id')} is {view.get('phase')}: {view.get('reason')}")
+    failed = [str(_plain(one.get("host"))) for one in _rows(view, "failed") if not one.get("accepted")]
+    if failed:
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise RefusedError(f"rollout {view.get('id')} is done, and {len(failed)} of {view.get('hosts')} hosts failed: "
+                           f"{', '.join(failed[:NAMED])}{more}; `reroot rollout status` says why")
 
 
 def _command(word: str, told: str) -> None:

@@ -15,7 +15,7 @@ from control import progress
 from control.database import Database, EventRow, HostRow, OrderRow
 from control.progress import Goal, Report, Standing
 from plumbing import clock
-from plumbing.errors import BusyError, NotFoundError
+from plumbing.errors import BusyError, NotFoundError, RefusedError
 
 MAX_MESSAGE = 2000
 """Characters of a report's message that are kept."""
@@ -84,14 +84,14 @@ def add_order_in(session: Session, order: OrderRow, *, replace: bool, now: float
 
 
 def cancel(database: Database, order_id: str, why: str, now: float) -> OrderRow:
-    """Withdraw an order that is not over yet; raises NotFoundError or ConflictError."""
+    """Withdraw an order that is not over yet; raises NotFoundError or RefusedError."""
     with database.session() as session:
         order = session.get(OrderRow, order_id)
         if order is None:
             raise NotFoundError(f"there is no order {order_id}")
         after = progress.cancelled(_standing(order), why)
         if after is None:
-            raise ConflictError(f"the order {order_id} is {order.state} already")
+            raise RefusedError(f"the order {order_id} is {order.state} already; there is nothing to withdraw")
         _move(order, after, now)
         return order
 

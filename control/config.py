@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
@@ -44,7 +45,12 @@ def _url(text: str) -> str:
 
 Listen = Annotated[str, AfterValidator(_listen)]
 Url = Annotated[str, AfterValidator(_url)]
-Seconds = Annotated[float, Field(gt=0)]
+MONTH_S = 30 * 86_400
+"""Nothing here takes longer, in seconds: what is not finite or centuries long is a slip of the pen."""
+Seconds = Annotated[float, Field(gt=0, le=MONTH_S, allow_inf_nan=False)]
+Look = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+"""How often something is looked at, in seconds: once a day at least, or signatures expire and hosts wait."""
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -141,7 +147,7 @@ class DhcpSection(Section):
     enabled: bool = False
     mode: Literal["full", "proxy"] = "full"
     known_only: bool = True
-    lease_s: int = Field(default=3600, ge=60)
+    lease_s: int = Field(default=3600, ge=60, le=MONTH_S)
     subnet: tuple[Subnet, ...] = ()
 
 
@@ -158,7 +164,7 @@ class TftpSection(Section):
 
     enabled: bool = False
     listen: Listen = "0.0.0.0:69"
-    max_transfers: int = Field(default=200, ge=1)
+    max_transfers: int = Field(default=200, ge=1, le=10_000)
 
 
 class OrdersSection(Section):
@@ -173,18 +179,18 @@ class OrdersSection(Section):
 class RolloutSection(Section):
     """[rollout]: how often the loop looks, and what a rollout assumes unless its start says otherwise."""
 
-    tick_s: Seconds = 1.0
+    tick_s: Look = 1.0
     update_time_s: Seconds = 1800.0
-    servers: int = Field(default=1, ge=1)
-    per_server: int = Field(default=5, ge=1)
-    blast_budget: int = Field(default=20, ge=1)
-    failure_budget: int = Field(default=3, ge=1)
+    servers: Count = 1
+    per_server: Count = 5
+    blast_budget: Count = 20
+    failure_budget: Count = 3
 
 
 class CatalogueSection(Section):
     """[catalogue]: the upkeep of the TUF repository's short-lived roles."""
 
-    refresh_s: Seconds = 3600.0
+    refresh_s: Look = 3600.0
 
 
 class Config(BaseSettings):
@@ -224,6 +230,14 @@ class Config(BaseSettings):
     def provider_urls(self) -> dict[str, str]:
         """Return where each ticket provider serves content; "control" is this server unless the file says otherwise."""
         return {"control": self.content_urls()[0], **self.providers}
+
+
+def check_services(wanted: Iterable[str], tickettab: Collection[str]) -> None:
+    """Raise ConfigError for a service of [orders] that the tickettab does not define: no host could take its ticket."""
+    for name in wanted:
+        if name not in tickettab:
+            raise ConfigError(f"reroot.toml: [orders] services names {name!r}, which tickettab does not define; "
+                              + hint(name, tickettab, "define it there, or take it out"))
 
 
 def load(path: Path) -> Config:

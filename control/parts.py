@@ -12,10 +12,11 @@ from control.bell import Bell
 from control.config import Config
 from control.database import Database
 from control.files import Library
-from control.orders import Issuer
+from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
 from control.site import Site
 from fleet.hosts import Hosts, HostsFile
+from plumbing.errors import RerootError
 from throttle.service import TicketService
 
 
@@ -38,6 +39,18 @@ class Parts:
     def hosts(self) -> Hosts:
         """The machines of hosts.toml as it stands now."""
         return self.hosts_file.current()
+
+
+    def problems(self) -> list[str]:
+        """Return what is wrong and does not keep the server from serving, as sentences; reads the catalogue."""
+        found = [self.hosts_file.problem] if self.hosts_file.problem else []
+        if self.config.boot.recovery:
+            try:
+                self.issuer.targets.read(target_path("recovery", self.config.boot.recovery, None))
+            except RerootError as error:
+                found.append(f"reroot.toml: [boot] recovery = {self.config.boot.recovery!r}: {error.sentence}; until "
+                             "then network boots that need it fail")
+        return found
 
 
 def parts_of(request: Request) -> Parts:

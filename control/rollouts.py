@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from control import auth, book
 from control.config import RolloutSection
-from control.database import Database, OrderRow, RolloutRow, unwritable
+from control.database import Database, HostRow, OrderRow, RolloutRow, unwritable
 from control.orders import Issuer, Wish
 from fleet.hosts import Host, Hosts, HostsFile
 from plumbing import clock
@@ -30,10 +30,12 @@ from plumbing.errors import DiskError, NotFoundError, RefusedError, RerootError,
 from rollout import plan as planning
 from rollout import record
 from rollout.capacity import Load
-from rollout.executor import Command, Event, Failed, Halt, Healthy, Pace, Phase, State, step
+from rollout.executor import FINAL, Command, Event, Failed, Halt, Healthy, Pace, Phase, State, step
 
 log = logging.getLogger("reroot.rollouts")
 SWEEP_NONCES_S = 60.0
+NAMED = 10
+"""How many hosts a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,29 @@ class Rollouts:
     def start(self, demand: Demand, now: float) -> dict[str, object]:
         """Plan, check and record a rollout; its first step follows at once. Raises RefusedError, UsageError …"""
         members = chosen(self._hosts_file.current(), demand)
+        _must_be_ready(members, book.host_rows(self._database))
         state = State(*_pace_and_waves(members, demand, self._defaults, self._hosts_file.current()))
         self._issuer.check_release(demand.release, demand.recovery, members)
         spec = {"release": demand.release, "recovery": demand.recovery, "level": demand.level}
         row = RolloutRow(id=str(uuid.uuid4()), created_s=now, changed_s=now, status=state.phase.value, spec=spec,
                          state=json.dumps(record.to_json(state)), knob_s=None)
-        with self._database.session() as session:
+        with self._lock, self._database.session() as session:  # two starts at once must see each other
+            _must_be_free({host.name for host in members}, session)
             session.add(row)
         self.nudge()
         return _view(row, now)
 
     def command(self, rollout: str, command: Command, now: float) -> dict[str, object]:
-        """Pause, resume or abort."""
+        """Pause, resume or abort; raises RefusedError when the rollout is over."""
         self._advance(rollout, now, [command])
         return self.view(rollout, now)
 
     def set_knob(self, rollout: str, interval_s: float | None, now: float) -> dict[str, object]:
-        """Set the interval between triggers, or give the rollout its own pace back with None."""
+        """Set the interval between triggers, None for the rollout's own pace; raises RefusedError when it is over."""
         with self._database.session() as session:
-            _locked(session, rollout).knob_s = interval_s
+            row = _locked(session, rollout)
+            _must_go_on(row)
+            row.knob_s = interval_s
         self.nudge()
         return self.view(rollout, now)
 
@@ -105,7 +111,7 @@ class Rollouts:
         with self._database.reading() as session:
             row = session.get(RolloutRow, rollout)
         if row is None:
-            raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout status` shows the latest")
+            raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout list` shows what there is")
         return _view(row, now)
 
     def views(self, now: float) -> list[dict[str, object]]:
@@ -143,8 +149,7 @@ class Rollouts:
         for order in book.sweep(self._database, now):
             log.warning("order %s of %s: %s", order.id, order.host, order.message)
         with self._database.reading() as session:
-            moving = session.scalars(select(RolloutRow.id).where(
-                RolloutRow.status.in_([Phase.RUNNING, Phase.PAUSED, Phase.HALTED]))).all()
+            moving = [row.id for row in _unfinished(session)]
         for rollout in moving:
             try:
                 self._advance(rollout, now, [])
@@ -174,6 +179,8 @@ class Rollouts:
         """Store one step of the executor; return the state and the hosts in flight that have no order yet."""
         with self._database.session() as session:
             row = _locked(session, rollout)
+            if any(isinstance(event, Command) for event in events):
+                _must_go_on(row)
             orders = {order.host: order for order in session.scalars(
                 select(OrderRow).where(OrderRow.rollout == rollout))}
             heard = [event for order in orders.values() if (event := _event(order)) is not None]
@@ -202,6 +209,49 @@ def chosen(hosts: Hosts, demand: Demand) -> list[Host]:
     if demand.host_class:
         return list(hosts.with_class(demand.host_class))
     return [hosts.get(name) for name in dict.fromkeys(demand.hosts)]
+
+
+def _unfinished(session: Session) -> Sequence[RolloutRow]:
+    return session.scalars(select(RolloutRow).where(RolloutRow.status.not_in(FINAL))).all()
+
+
+def _must_be_ready(members: Sequence[Host], rows: Mapping[str, HostRow]) -> None:
+    """Raise RefusedError naming the hosts that could never be triggered."""
+    unready = [f"{host.name} ({lack})" for host in members if (lack := _lacks(rows.get(host.name)))]
+    if unready:
+        raise RefusedError(f"{len(unready)} of {len(members)} hosts cannot be triggered: {_some(unready)}; enrol them "
+                           "(docs/enrol.md) and start their agents, or leave them out")
+
+
+def _lacks(row: HostRow | None) -> str:
+    """Return what an upgrade order of this host would lack, empty when nothing."""
+    if row is None or row.public_key is None:
+        return "not enrolled"
+    disks = (row.facts or {}).get("disks")
+    if not isinstance(disks, dict):
+        return "no inventory yet"
+    missing = [name for name in ("root", "boot") if not isinstance(disks.get(name), dict)]
+    return f"no {missing[0]} partition in its inventory" if missing else ""
+
+
+def _must_be_free(names: Collection[str], session: Session) -> None:
+    """Raise RefusedError when one of the hosts is in a rollout that is not over."""
+    for row in _unfinished(session):
+        state = record.from_json(json.loads(row.state))
+        shared = [host for wave in state.waves for host in wave if host in names]
+        if shared:
+            verb = "is" if len(shared) == 1 else "are"
+            raise RefusedError(f"{_some(shared)} {verb} in the rollout {row.id}, which is {row.status}; let it finish, "
+                               f"end it with `reroot rollout abort {row.id}`, or leave them out")
+
+
+def _must_go_on(row: RolloutRow) -> None:
+    if row.status in FINAL:
+        raise RefusedError(f"rollout {row.id} is {row.status}, which is final; `reroot rollout list` shows the others")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _pace_and_waves(
@@ -243,7 +293,7 @@ def _event(order: OrderRow) -> Event | None:
 def _locked(session: Session, rollout: str) -> RolloutRow:
     row = session.get(RolloutRow, rollout, with_for_update=True)
     if row is None:
-        raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout status` shows the latest")
+        raise NotFoundError(f"there is no rollout {rollout}; `reroot rollout list` shows what there is")
     return row
 
 

@@ -98,6 +98,8 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         await asyncio.to_thread(database.migrate)
         parts = make_parts(site, config, database, catalogue)
         parts.issuer.check()
+        for problem in await asyncio.to_thread(parts.problems):
+            log.warning("%s", problem)
         watch = await stack.enter_async_context(children.serving(site, files, config.server.content_processes))
         connection: Any = partial(PatientOnce, door=door.Door())  # uvicorn wants a class, and calls it
         server = _Uvicorn(uvicorn.Config(
@@ -131,9 +133,11 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     issuer = Issuer(database, catalogue, site.orders_key, site.precious, config)
     repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
     bell = Bell()
+    tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()))
+    configuration.check_services(config.orders.services, tickets.names())
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
-        issuer=issuer, tickets=TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls())),
+        issuer=issuer, tickets=tickets,
         rollouts=Rollouts(database, hosts_file, issuer, config.rollout, bell.ring),
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
     )

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from control.config import parse as parse_config
 from control.dhcp import BOOT_FILES
@@ -20,12 +21,14 @@ from plumbing.errors import ConfigError, DiskError, RefusedError
 IPXE = Path("/usr/lib/ipxe")
 """Where Debian's package ipxe has the boot programs that `init` copies, if it is installed."""
 
+API_PORT = 8080
+
 CONFIG_EXAMPLE = """\
 # The control server of this site. Every key is described in docs/config.md; a key that does not exist is refused.
 
 [server]
-api = "0.0.0.0:8080"            # the API, and everything a machine needs that knows one URL
-content = "0.0.0.0:8081"        # releases, fast
+api = "0.0.0.0:{api}"            # the API, and everything a machine needs that knows one URL
+content = "0.0.0.0:{content}"        # releases, fast
 public_url = "{public_url}"     # what hosts call the API
 
 [mail]                          # whom a host that cannot go on tells
@@ -155,12 +158,23 @@ class Site:
         return token
 
 
+def config_example(public_url: str) -> str:
+    """Return a new site's reroot.toml: the API listens where `public_url` says that hosts ask for it."""
+    try:
+        parts = urlsplit(public_url)
+        # Behind https is something that ends TLS and asks this server, which has none, elsewhere.
+        api = API_PORT if parts.scheme == "https" else parts.port or (80 if parts.scheme == "http" else API_PORT)
+    except ValueError:
+        api = API_PORT  # no URL at all, which the reader of the file says better
+    return CONFIG_EXAMPLE.format(public_url=public_url, api=api, content=8082 if api == 8081 else 8081)
+
+
 def init(root: Path, public_url: str) -> Site:
     """Make a new site at `root`, which must not exist or be empty; raises RefusedError, ConfigError, DiskError."""
     root = root.absolute()
     if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
         raise RefusedError(f"{root} is not an empty directory; choose another place, nothing was touched")
-    config = CONFIG_EXAMPLE.format(public_url=public_url)
+    config = config_example(public_url)
     parse_config(config, root / "reroot.toml")
     parse_hosts(HOSTS_EXAMPLE, str(root / "hosts.toml"))
     try:

@@ -119,6 +119,15 @@ def mac(text: str) -> str:
     return ":".join(digits[at:at + 2] for at in range(0, 12, 2))
 
 
+def _own_mac(text: str) -> str:
+    """Return the MAC address of one machine, as `mac` writes it; raises ValueError when no machine can have it."""
+    address = mac(text)
+    if address == "00:00:00:00:00:00" or int(address[:2], 16) & 1:
+        raise ValueError(f"{text!r} is no machine's MAC address (all zeros, or a group's); write that of its network "
+                         "card")
+    return address
+
+
 class _Reader:
     """Turns tables into values and complaints into one sentence with file, line and key."""
 
@@ -155,7 +164,7 @@ class _Reader:
         if name is None or not HOST_NAME.fullmatch(name) or len(name) > 253:
             raise self.fail((*where, "name"), f"name = {name!r} must be a host name: small letters, digits, - and .")
         try:
-            macs = tuple(mac(one) for one in self.words(table, "macs", where))
+            macs = tuple(_own_mac(one) for one in self.words(table, "macs", where))
         except ValueError as error:
             raise self.fail((*where, "macs"), str(error)) from error
         serial = self.word(table, "serial", where)
@@ -299,8 +308,12 @@ class HostsFile:
         return self._hosts
 
     def add(self, host: Host) -> Hosts:
-        """Append one host durably; the file is checked as a whole before it replaces the old one."""
+        """Append one host durably; the file is checked as a whole before it replaces the old one.
+
+        Raises ConfigError when its name or a MAC address of it is taken.
+        """
         before = self.path.read_text("utf-8")
+        _must_be_new(host, before, self.path)
         after = before.rstrip("\n") + "\n\n" + write(host) if before.strip() else write(host)
         parse(after, str(self.path))
         try:
@@ -316,6 +329,20 @@ class HostsFile:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _must_be_new(host: Host, text: str, path: Path) -> None:
+    """Raise ConfigError naming the line of `text`, the file as it stands, that has the host's name or address."""
+    there = parse(text, str(path))
+    lines = {name: line_of(text, ("host", place, "name")) for place, name in enumerate(there.by_name)}
+    if host.name in lines:
+        raise ConfigError(f"{host.name} is in {path.name} already (line {lines[host.name]}); edit it there, or leave "
+                          "out --mac to get a new token")
+    for address in host.macs:
+        if address in there.by_mac:
+            other = there.by_mac[address].name
+            raise ConfigError(f"{address} belongs to {other} in {path.name} already (line {lines[other]}); edit it "
+                              f"there, or give {host.name} its own --mac")
 
 
 def from_table(table: Mapping[str, object], origin: str) -> Host:

@@ -62,8 +62,8 @@ def _open_layer(store: Store, release: Release) -> BufferedReader:
     try:
         return store.blob_path(release.layer_digest).open("rb")
     except FileNotFoundError as error:
-        raise NotFoundError(f"the root dump of {release.ref} is not in the store {store.path}; build or pull it "
-                            "again") from error
+        raise NotFoundError(f"the root dump of {release.ref} is not in the store {store.path}; build it again, "
+                            "or restore the store from a backup") from error
 
 
 def _complain(release: Release, what: str) -> NoReturn:

@@ -27,7 +27,7 @@ from imaging.release import Release, check_word, config
 from imaging.scan import FileChangedError, Note, TreeReader, scan
 from imaging.store import Store
 from plumbing.digest import sha256
-from plumbing.errors import RefusedError, UsageError
+from plumbing.errors import CommandError, RefusedError, UsageError
 from plumbing.run import run
 
 LEVEL = 3
@@ -105,12 +105,21 @@ def capture_tar(
     try:
         tree = folder / "root"
         tree.mkdir(mode=0o755)
-        run(["tar", "-xpf", tar, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-C", tree],
-            timeout_s=None)
+        _unpack(tar.absolute(), tree)
         return capture(tree, store, name=name, version=version, arch=arch or architecture(tree), excludes=excludes,
                        level=level, workers=workers, progress=progress, recovery=recovery, note=note)
     finally:
         shutil.rmtree(folder)
+
+
+def _unpack(tar: Path, tree: Path) -> None:
+    try:  # in the folder rather than with -C: it is gone when somebody replays the command
+        run(["tar", "-xpf", tar, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls"],
+            timeout_s=None, cwd=tree, env={**os.environ, "LC_ALL": "C"})
+    except CommandError as error:
+        if "This does not look like a tar archive" in error.sentence:
+            raise UsageError(f"{tar} is not a tar or a directory; name a root tree, or a tar of one") from error
+        raise
 
 
 def architecture(tree: Path) -> str:

@@ -9,8 +9,10 @@ the roles are and who holds which key: docs/protocols/trust.md. TUF 1.0.33, cons
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,15 +24,16 @@ from securesystemslib.signer import CryptoSigner, Key
 
 # tuf.api.metadata is their public place, and does not say so to type checkers.
 from tuf.api._payload import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import LengthOrHashMismatchError, UnsignedMetadataError
 from tuf.api.metadata import Metadata
-from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
+from imaging import metadata
 from imaging.keys import load_signer, make_key
+from imaging.metadata import State
 from plumbing import clock
 from plumbing.durable import make_folder, sync_folder, told, write_file
-from plumbing.errors import ConfigError, CorruptError, NotFoundError, RefusedError, UsageError
+from plumbing.errors import ConfigError, CorruptError, NotFoundError, RefusedError, TrustError, UsageError
 
 ROLES = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 
@@ -42,6 +45,9 @@ RENEW_S = {Targets.type: 305 * DAY, Snapshot.type: 15 * DAY, Timestamp.type: 6 *
 """`refresh` signs a role anew when it would expire within this many seconds."""
 KEPT_VERSIONS = 16
 """How many versions of a file stay for hosts that are just reading the one before."""
+
+FIRST_ROOT = "first-root.sha256"
+"""In the keys folder: which 1.root.json is this site's, as sha256sum writes it."""
 
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._+-]{0,127})*")
 _VERSIONED = re.compile(r"([1-9][0-9]{0,9})\.([a-z]+)\.json")
@@ -56,16 +62,6 @@ class Listed:
     path: str
     length: int
     digest: str
-
-
-@dataclass
-class _State:
-    """The four roles as published last."""
-
-    root: Metadata[Root]
-    targets: Metadata[Targets]
-    snapshot: Metadata[Snapshot]
-    timestamp: Metadata[Timestamp]
 
 
 class Catalogue:
@@ -85,8 +81,9 @@ class Catalogue:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def root_json(self) -> bytes:
-        """Return the newest root metadata: what a host is given to trust this site."""
-        return self._read(f"{self._newest_root()}.root.json")
+        """Return the newest root metadata, checked: what a host is given to trust this site."""
+        metadata.roots(files := self._roots())
+        return files[-1]
 
     def listed(self) -> dict[str, Listed]:
         """Return every published target by path."""
@@ -98,14 +95,15 @@ class Catalogue:
         """Return a published target, checked; raises NotFoundError."""
         found = self._load().targets.signed.targets.get(target_path)
         if found is None:
-            raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; `reroot image list` shows "
+            command = "recovery" if target_path.startswith("recovery/") else "image"
+            raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; `reroot {command} list` shows "
                                 "what is")
         path = self._targets / found.get_prefixed_paths()[0]
         try:
             data = path.read_bytes()
             found.verify_length_and_hashes(data)
         except (OSError, LengthOrHashMismatchError) as error:
-            raise CorruptError(f"{path} is missing or damaged; publish {target_path} again") from error
+            raise CorruptError(f"{path} is missing or damaged; {_remedy(target_path)}") from error
         return data
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -125,10 +123,12 @@ class Catalogue:
                 path = self.keys / f"{role}.pem"
                 key = load_signer(path) if path.exists() else make_key(path)
                 root.add_key(key.public_key, role)
-            state = _State(Metadata(root), Metadata(Targets(version=1)), Metadata(Snapshot(version=1)),
+            state = State(Metadata(root), Metadata(Targets(version=1)), Metadata(Snapshot(version=1)),
                            Metadata(Timestamp(version=1)))
             with self._disk():
-                self._write_root(state, state.root)
+                first = self._write_root(state, state.root)
+                line = f"{hashlib.sha256(first).hexdigest()}  1.root.json\n"
+                write_file(self.keys / FIRST_ROOT, line.encode(), 0o600)
                 self._commit(state, at, first=True)
 
     def publish(self, target_path: str, data: bytes, now: float | None = None) -> None:
@@ -150,17 +150,8 @@ class Catalogue:
                 if fresh:
                     self._commit(state, clock.wall() if now is None else now, targets=True)
 
-    def withdraw(self, target_path: str, now: float | None = None) -> None:
-        """Take a target out of the catalogue; hosts refuse it from their next look on. Its bytes stay."""
-        with self._locked():
-            state = self._load()
-            if state.targets.signed.targets.pop(target_path, None) is None:
-                raise NotFoundError(f"{target_path!r} is not in the catalogue; nothing was changed")
-            with self._disk():
-                self._commit(state, clock.wall() if now is None else now, targets=True)
-
     def refresh(self, now: float | None = None) -> tuple[str, ...]:
-        """Sign anew what is about to expire or lacks a valid signature; return the roles that were signed.
+        """Sign anew what is about to expire, and finish a rotation that was cut short; return the roles signed.
 
         Needs the snapshot and timestamp keys, and the targets key once a year (without it, targets is left alone until
         it has expired).
@@ -172,11 +163,13 @@ class Catalogue:
             if targets and self._usable(state, Targets.type) is None and not state.targets.signed.is_expired(_when(at)):
                 targets = False
             snapshot = targets or self._is_due(state, state.snapshot, at)
-            if not snapshot and not self._is_due(state, state.timestamp, at):
-                return ()
+            due = snapshot or self._is_due(state, state.timestamp, at)
             with self._disk():
-                self._commit(state, at, targets=targets, snapshot=snapshot)
-        return tuple(role for role, due in zip(ROLES[1:], (targets, snapshot, True), strict=True) if due)
+                if due:
+                    self._commit(state, at, targets=targets, snapshot=snapshot)
+                for role in self._rotating(state.root.signed):
+                    self._replace_key(role)
+        return tuple(role for role, signed in zip(ROLES[1:], (targets, snapshot, due), strict=True) if signed)
 
     def rotate(self, role: str, now: float | None = None) -> None:
         """Replace the keys of `role` by one new key and destroy keys/ROLE.pem.
@@ -185,24 +178,24 @@ class Catalogue:
         catalogue that `rotate` or `refresh` completes.
         """
         _check_role(role)
-        path, after = self.keys / f"{role}.pem", self.keys / f"{role}.next.pem"
+        after = self._next_key(role)
         key = load_signer(after) if after.exists() else make_key(after)
         self.set_keys(role, [key.public_key], 1, now)
         with self._disk():
-            after.replace(path)
-            sync_folder(self.keys)
+            self._replace_key(role)
 
     def set_keys(self, role: str, keys: Sequence[Key], threshold: int, now: float | None = None) -> None:
         """Publish a new root that says whose signatures, and how many, make `role` valid; then sign anew.
 
-        The private halves have to be in the keys folder, `threshold` of them at least.
+        The private halves have to be in the keys folder, `threshold` of them at least. What was signed by the keys
+        before is believed here, so a call that was cut short is simply made again.
         """
         _check_role(role)
         if not 1 <= threshold <= len({key.keyid for key in keys}):
             raise UsageError(f"{threshold} signatures cannot come from {len(keys)} keys; choose a lower threshold")
         at = clock.wall() if now is None else now
         with self._locked():
-            state = self._load()
+            state = self._load(changing={role})
             root = Metadata(deepcopy(state.root.signed))
             for keyid in list(root.signed.roles[role].keyids):
                 root.signed.revoke_key(keyid, role)
@@ -219,21 +212,21 @@ class Catalogue:
 
     # -- steps of writing -----------------------------------------------------------------------------------------
 
-    def _holds(self, state: _State, path: str, data: bytes) -> bool:
+    def _holds(self, state: State, path: str, data: bytes) -> bool:
         found = state.targets.signed.targets.get(path)
         if found is None or found != TargetFile.from_data(path, data, ["sha256"]):
             return False
         place = self._targets / found.get_prefixed_paths()[0]
         return place.is_file() and place.read_bytes() == data
 
-    def _place(self, state: _State, path: str, data: bytes) -> None:
+    def _place(self, state: State, path: str, data: bytes) -> None:
         target = TargetFile.from_data(path, data, ["sha256"])
         place = self._targets / target.get_prefixed_paths()[0]
         make_folder(place.parent)
         write_file(place, data)
         state.targets.signed.targets[path] = target
 
-    def _commit(self, state: _State, now: float, *, targets: bool = False, snapshot: bool = False,
+    def _commit(self, state: State, now: float, *, targets: bool = False, snapshot: bool = False,
                 first: bool = False) -> None:
         """Sign and write what changed and all that names it; the last rename makes it the catalogue."""
         if targets or first:
@@ -247,22 +240,22 @@ class Catalogue:
         self._write("timestamp.json", self._sign(state, state.timestamp, now, first))
         self._prune(state)
 
-    def _sign(self, state: _State, metadata: Metadata[_Role], now: float, first: bool) -> bytes:
-        role = metadata.signed.type
-        metadata.signed.version += 0 if first else 1
-        metadata.signed.expires = _expiry(role, now)
+    def _sign(self, state: State, content: Metadata[_Role], now: float, first: bool) -> bytes:
+        role = content.signed.type
+        content.signed.version += 0 if first else 1
+        content.signed.expires = _expiry(role, now)
         signers = self._usable(state, role)
         if signers is None:
             wanted = state.root.signed.roles[role]
             raise ConfigError(f"{wanted.threshold} key(s) of the role {role} are needed in {self.keys} (ids "
                               f"{', '.join(keyid[:12] for keyid in wanted.keyids)}); bring them and try again")
-        metadata.signatures.clear()
+        content.signatures.clear()
         for signer in signers:
-            metadata.sign(signer, append=True)
-        return metadata.to_bytes(_SERIALIZER)
+            content.sign(signer, append=True)
+        return content.to_bytes(_SERIALIZER)
 
-    def _write_root(self, state: _State, root: Metadata[Root]) -> None:
-        """Sign a root by the keys it names and by those of the root before it, and write it."""
+    def _write_root(self, state: State, root: Metadata[Root]) -> bytes:
+        """Sign a root by the keys it names and by those of the root before it, write it and return it."""
         signers = {signer.public_key.keyid: signer for signer in self._signers(Root.type)}
         root.signatures.clear()
         for signer in signers.values():
@@ -278,11 +271,12 @@ class Catalogue:
                 raise ConfigError(f"{wanted} root key(s) are needed in {self.keys} to sign a new root; bring the old "
                                   "ones and the new ones") from error
         self._write(f"{root.signed.version}.root.json", data)
+        return data
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self._metadata / name, data)
 
-    def _prune(self, state: _State) -> None:
+    def _prune(self, state: State) -> None:
         newest = {Targets.type: state.targets.signed.version, Snapshot.type: state.snapshot.signed.version}
         for path in list(self._metadata.iterdir()):
             match = _VERSIONED.fullmatch(path.name)
@@ -295,7 +289,7 @@ class Catalogue:
         paths = [self.keys / f"{role}.pem", *sorted(self.keys.glob(f"{role}.*.pem"))]
         return [load_signer(path) for path in paths if path.exists()]
 
-    def _usable(self, state: _State, role: str) -> list[CryptoSigner] | None:
+    def _usable(self, state: State, role: str) -> list[CryptoSigner] | None:
         """Return the signers of a role, or None when fewer than its threshold are here."""
         wanted = state.root.signed.roles[role]
         found = {signer.public_key.keyid: signer for signer in self._signers(role)}
@@ -303,39 +297,50 @@ class Catalogue:
         return signers if len(signers) >= wanted.threshold else None
 
     @staticmethod
-    def _is_due(state: _State, metadata: Metadata[_Role], now: float) -> bool:
-        role = metadata.signed.type
-        try:
-            state.root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except UnsignedMetadataError:
-            return True
-        return metadata.signed.is_expired(_when(now + RENEW_S[role]))
+    def _is_due(state: State, found: Metadata[_Role], now: float) -> bool:
+        role = found.signed.type
+        return role in state.unfinished or found.signed.is_expired(_when(now + RENEW_S[role]))
 
-    def _newest_root(self) -> int:
+    def _next_key(self, role: str) -> Path:
+        """Return where the key of a role waits until everything is signed with it."""
+        return self.keys / f"{role}.next.pem"
+
+    def _replace_key(self, role: str) -> None:
+        self._next_key(role).replace(self.keys / f"{role}.pem")
+        sync_folder(self.keys)
+
+    def _rotating(self, root: Root) -> list[str]:
+        """Return the roles whose rotation was cut short after `root` named the new key."""
+        return [role for role in ROLES if os.access(path := self._next_key(role), os.R_OK)
+                and load_signer(path).public_key.keyid in root.roles[role].keyids]
+
+    def _roots(self) -> list[bytes]:
         versions = [int(match[1]) for path in self._metadata.glob("*.root.json")
                     if (match := _VERSIONED.fullmatch(path.name))]
         if not versions:
             raise NotFoundError(f"{self.folder} is not a catalogue; make the site with `reroot init`")
-        return max(versions)
+        files = [self._read(f"{version}.root.json") for version in range(1, max(versions) + 1)]
+        self._check_first(files[0])
+        return files
 
-    def _load(self) -> _State:
-        root = self._parse(Root, self.root_json(), "root")
-        timestamp = self._parse(Timestamp, self._read("timestamp.json"), "timestamp")
-        version = timestamp.signed.snapshot_meta.version
-        snapshot = self._parse(Snapshot, self._read(f"{version}.snapshot.json"), "snapshot")
-        version = snapshot.signed.meta["targets.json"].version
-        targets = self._parse(Targets, self._read(f"{version}.targets.json"), "targets")
-        return _State(root, targets, snapshot, timestamp)
-
-    def _parse(self, kind: type[_Role], data: bytes, name: str) -> Metadata[_Role]:
+    def _check_first(self, root: bytes) -> None:
+        """Raise TrustError unless `root` is the one that `create` made: all the roots could have been replaced."""
+        path = self.keys / FIRST_ROOT
         try:
-            metadata = Metadata[_Role].from_bytes(data)
-        except (DeserializationError, RepositoryError) as error:
-            raise CorruptError(f"the catalogue's {name} metadata in {self._metadata} is damaged; restore it from a "
-                               "backup") from error
-        if not isinstance(metadata.signed, kind):
-            raise CorruptError(f"the catalogue's {name} metadata in {self._metadata} is of another role; restore it")
-        return metadata
+            words = path.read_text("ascii").split()
+        except PermissionError:  # who may not look into the keys folder has no key to be misled with
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read; bring it back from a backup, or write it with sha256sum of "
+                              f"{self._metadata}/1.root.json when that is surely yours") from error
+        if words[:1] != [hashlib.sha256(root).hexdigest()]:
+            raise TrustError(f"1.root.json of the catalogue is not the one {path} names: somebody put another site's "
+                             "in its place; nothing was signed; restore it from a backup")
+
+    def _load(self, changing: Collection[str] = ()) -> State:
+        """Return what was published last, checked as a host would: nothing else may ever be signed anew."""
+        chain = metadata.roots(self._roots())
+        return metadata.load(chain, self._read, {*changing, *self._rotating(chain[-1].signed)})
 
     def _read(self, name: str) -> bytes:
         try:
@@ -366,6 +371,16 @@ _SERIALIZER = JSONSerializer(compact=True)
 def _check_role(role: str) -> None:
     if role not in ROLES:
         raise UsageError(f"{role!r} is not a role; choose one of {', '.join(ROLES)}")
+
+
+def _remedy(target_path: str) -> str:
+    """Say how a target of this kind is put back."""
+    kind, *words = target_path.removesuffix(".json").split("/")
+    if kind == "releases":
+        return f"build {'/'.join(words)} again with `reroot image build`, or restore the file from a backup"
+    if kind == "recovery":
+        return f"`reroot recovery build {'/'.join(words)}` publishes it again, or restore the file from a backup"
+    return "restore it from a backup"
 
 
 def _when(seconds: float) -> datetime:

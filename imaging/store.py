@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from plumbing.digest import hex_of, sha256
 from plumbing.durable import make_folder, sync_folder, told, write_file
-from plumbing.errors import CorruptError, NotFoundError, RefusedError, UsageError
+from plumbing.errors import CorruptError, DiskError, NotFoundError, RefusedError, UsageError
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -68,50 +68,60 @@ class Store:
             with path.open("rb") as stream:
                 data = stream.read(MAX_JSON_BYTES + 1)
         except FileNotFoundError as error:
-            raise NotFoundError(f"the store {self.path} has no blob {digest}; pull or build it again") from error
+            raise NotFoundError(f"the store {self.path} has no blob {digest}; restore it from a backup, or "
+                                "build what needs it again") from error
         if sha256(data) != digest:
             raise CorruptError(f"{path} is not what its name says; the store's disk is failing: restore it")
         return data
 
     def refs(self) -> dict[str, Descriptor]:
         """Return every published ref with its manifest's descriptor, by name."""
-        found = {}
-        for item in self._manifests():
-            annotations = item.get("annotations")
-            if isinstance(annotations, dict) and isinstance(name := annotations.get(REF_NAME), str):
-                found[name] = self._descriptor(item, annotations)
-        return dict(sorted(found.items()))
+        found = (self._descriptor(item) for item in self._manifests())
+        return dict(sorted((one.annotations[REF_NAME], one) for one in found if REF_NAME in one.annotations))
 
     def manifest(self, ref: str) -> bytes:
         """Return the manifest that `ref` names; raises NotFoundError."""
         descriptor = self.refs().get(ref)
         if descriptor is None:
-            raise NotFoundError(f"{ref!r} is not in the store {self.path}; `reroot image list` shows what is")
+            command = "recovery" if ref.startswith("recovery/") else "image"
+            raise NotFoundError(f"{ref!r} is not in the store {self.path}; `reroot {command} list` shows what is")
         return self.read_json_blob(descriptor.digest)
 
-    def _descriptor(self, item: Mapping[str, object], annotations: Mapping[object, object]) -> Descriptor:
-        digest, size, kind = item.get("digest"), item.get("size"), item.get("mediaType")
-        if not isinstance(digest, str) or type(size) is not int or not isinstance(kind, str):
-            raise CorruptError(f"{self.path}/index.json has an entry without digest, size or mediaType; restore it")
-        return Descriptor(digest, size, kind, {str(key): str(value) for key, value in annotations.items()})
+    def _descriptor(self, item: Mapping[str, object]) -> Descriptor:
+        digest, size, kind, notes = (item.get(key) for key in ("digest", "size", "mediaType", "annotations"))
+        if (not isinstance(digest, str) or hex_of(digest) is None or type(size) is not int or size < 0
+                or not isinstance(kind, str) or not isinstance(notes := notes or {}, dict)
+                or not all(isinstance(value, str) for value in notes.values())):
+            raise CorruptError(f"{self.path}/index.json has an entry without a proper digest, size, mediaType or "
+                               "annotations; restore it from a backup or a mirror of the store")
+        return Descriptor(digest, size, kind, notes)
 
     def _manifests(self) -> list[dict[str, object]]:
         path = self.path / "index.json"
         try:
             value: object = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            raise CorruptError(f"{path} is not JSON; restore it from a mirror of the store") from error
+        except FileNotFoundError as error:
+            raise self._lost() from error
+        except OSError as error:
+            raise DiskError(f"{path} cannot be read ({error.strerror}); check who owns it, and the disk") from error
+        except (ValueError, RecursionError) as error:
+            raise CorruptError(f"{path} is not JSON; restore it from a backup or a mirror of the store") from error
         listed = value.get("manifests") if isinstance(value, dict) else None
         if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-            raise CorruptError(f"{path} is not an OCI image index; restore it from a mirror of the store")
+            raise CorruptError(f"{path} is not an OCI image index; restore it from a backup or a mirror of the store")
         return listed
+
+    def _lost(self) -> CorruptError:
+        return CorruptError(f"{self.path}/index.json, the list of what is in the store, is missing; restore it from a "
+                            "backup or a mirror of the store")
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make the layout's folders and files where they are missing."""
+        """Make the layout's folders and files where they are missing.
+
+        Raises CorruptError when there are blobs and the list of them is gone: an empty one would hide what is lost.
+        """
         with self._disk():
             make_folder(self.path / "blobs" / "sha256")
             make_folder(self.path / ".incoming")
@@ -119,6 +129,8 @@ class Store:
                 write_file(self.path / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}\n')
             with self._locked():
                 if not (self.path / "index.json").exists():
+                    if any((self.path / "blobs" / "sha256").iterdir()):
+                        raise self._lost()
                     self._write_index([])
 
     def add_bytes(self, data: bytes) -> str:

@@ -61,10 +61,15 @@ def run(
         raise CommandError(f"{words[0]} did not finish in {timeout_s:.0f} s; try: {replayable(argv)}") from error
     result = Completed(words, done.returncode, done.stdout, done.stderr)
     if check and done.returncode != 0:
-        complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        last = complaint[-1] if complaint else "it printed no reason"
-        raise CommandError(f"{words[0]} failed with status {done.returncode}: {last}; try: {replayable(argv)}")
+        raise CommandError(f"{words[0]} failed with status {done.returncode}: {_complaint(done.stderr)}; try: "
+                           f"{replayable(argv)}")
     return result
+
+
+def _complaint(stderr: bytes) -> str:
+    """Return the first line, which tends to hold the cause, and the last, which tends to hold the outcome."""
+    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed no reason"]
+    return lines[0] if lines[0] == lines[-1] else f"{lines[0]} … {lines[-1]}"
 
 
 def spawn(

@@ -13,6 +13,9 @@ from fractions import Fraction
 from plumbing.errors import RefusedError, UsageError
 from rollout import duration
 
+MAX_COUNT = 1_000_000
+"""Of hosts, servers and slots: more than anybody has, and what floats can still divide."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -28,6 +31,8 @@ class Load:
         for name, count in (("hosts", self.hosts), ("servers", self.servers), ("per-server", self.per_server)):
             if count < 1:
                 raise UsageError(f"{name} is {count}; it must be at least 1")
+            if count > MAX_COUNT:  # which may have hundreds of digits
+                raise UsageError(f"{name} is more than {MAX_COUNT}, and nobody has so many; check the number")
         if not 0 < self.download_s <= self.update_s:
             raise UsageError(f"the download takes {duration.show(self.download_s)} of an update of "
                              f"{duration.show(self.update_s)}; it must be more than nothing and no more than the whole")

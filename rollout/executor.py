@@ -55,6 +55,10 @@ class Phase(StrEnum):
     DONE = "done"
 
 
+FINAL = frozenset({Phase.ABORTED, Phase.DONE})
+"""Nothing that anybody says moves a rollout out of these."""
+
+
 @dataclass(frozen=True)
 class State:
     """Everything a rollout remembers. A host of `waves` that is in none of the other three is pending."""
@@ -179,7 +183,7 @@ def _take(state: State, event: Event) -> State:
             return replace(state, phase=Phase.RUNNING, reason="")
         case Command.RESUME if state.phase is Phase.HALTED:
             return replace(state, phase=Phase.RUNNING, reason="", accepted=frozenset(state.failed))
-        case Command.ABORT if state.phase not in {Phase.ABORTED, Phase.DONE}:
+        case Command.ABORT if state.phase not in FINAL:
             return replace(state, phase=Phase.ABORTED, reason="aborted by an operator")
     return state
 

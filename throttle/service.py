@@ -68,6 +68,10 @@ class TicketService:
         self._seen = _fingerprint(tab)
         self._services = _read(tab)
 
+    def names(self) -> tuple[str, ...]:
+        """Return the services of the tickettab as it was read last."""
+        return tuple(self._services)
+
     async def get(self, service: str, host: str, *, wait_s: float = 0.0) -> Lease:
         """Lease a slot to `host`, waiting up to `wait_s` for one; raises BusyError or NotFoundError."""
         known = self._service(service)

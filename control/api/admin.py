@@ -18,6 +18,7 @@ from control.parts import Parts, parts_of
 from fleet.hosts import Host, from_table
 from plumbing import clock
 from plumbing.errors import ConfigError, NotFoundError, UsageError
+from plumbing.spelling import hint
 
 router = APIRouter(prefix="/api/v1/admin", dependencies=[AdminRequest])
 
@@ -56,7 +57,7 @@ async def status(request: Request) -> Response:
         "orders": await asyncio.to_thread(book.count_states, parts.database),
         "tickets": services,
         "rollouts": await asyncio.to_thread(parts.rollouts.views, clock.wall()),
-        "problems": [problem for problem in (parts.hosts_file.problem,) if problem],
+        "problems": await asyncio.to_thread(parts.problems),
     })
 
 
@@ -82,8 +83,8 @@ async def add_host(request: Request) -> Response:
     except ConfigError as error:
         raise UsageError(error.sentence) from error
     if wanted.name not in parts.hosts.by_name:
-        raise NotFoundError(f"there is no host {wanted.name!r} in hosts.toml; add its MAC address with --mac to write "
-                            "it there")
+        raise NotFoundError(f"there is no host {wanted.name!r} in hosts.toml; " + hint(
+            wanted.name, parts.hosts.by_name, f"`reroot host add {wanted.name} --mac …` writes it there"))
     token, expires = await asyncio.to_thread(
         auth.make_token, parts.database, wanted.name, clock.wall(), body.token_lifetime_s)
     return JSONResponse({"host": wanted.name, "token": token, "expires": clock.iso(expires)}, 201)

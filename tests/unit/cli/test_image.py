@@ -77,6 +77,17 @@ def test_a_tar_is_a_source_too(
     assert json.loads(capsys.readouterr().out)["entries"] == 6
 
 
+@pytest.mark.root
+def test_a_file_that_is_no_tar(place: site.Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text("no tar " * 1000)
+    (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    assert run(["image", "build", str(tmp_path / "text"), "--name", "d", "--version", "1"]) == 2
+    assert "text is not a tar or a directory" in capsys.readouterr().err
+    assert run(["image", "build", str(tmp_path / "cut.tar.gz"), "--name", "d", "--version", "1"]) == 9
+    said = capsys.readouterr().err
+    assert "gzip: stdin: unexpected end of file" in said and "reroot-capture" not in said
+
+
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["build", "/nowhere", "--name", "d", "--version", "1"], 2, "name a tar file or a directory"),
     (["build", "TREE", "--name", "../d", "--version", "1"], 2, "can't be a release's name"),
@@ -109,6 +120,25 @@ def test_a_damaged_store_is_named(place: site.Site, tree: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().err)["kind"] == "corrupt"
 
 
+def test_a_store_that_lost_its_index_is_no_empty_one(
+        place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "verify"]) == 0
+    assert "nothing to verify" in capsys.readouterr().out
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1"]) == 0
+    index = place.store / "index.json"
+    kept = index.read_bytes()
+    index.unlink()
+    capsys.readouterr()
+    for words in (["list"], ["verify"], ["build", str(tree), "--name", "d", "--version", "2"]):
+        assert run(["image", *words]) == 10
+        assert "index.json" in (said := capsys.readouterr().err) and "restore it" in said
+    index.write_bytes(b'{"manifests": []}')
+    assert run(["image", "verify"]) == 10
+    assert "releases/d/1/amd64.json" in capsys.readouterr().err
+    index.write_bytes(kept)
+    assert run(["image", "verify"]) == 0
+
+
 def test_without_the_targets_key_the_release_waits_in_the_store(
         place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = place.keys / "targets.pem"
@@ -121,3 +151,18 @@ def test_without_the_targets_key_the_release_waits_in_the_store(
     assert "NOT in the catalogue" in capsys.readouterr().out
     (tmp_path / "away.pem").rename(key)
     assert run(["image", "build", str(tree), "--name", "d", "--version", "1"]) == 0
+
+
+def test_a_catalogue_edited_without_a_key_is_refused_by_every_command(
+        place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["image", "build", str(tree), "--name", "d", "--version"]
+    assert run([*build, "1"]) == 0
+    forged = place.catalogue / "metadata/3.targets.json"
+    value = json.loads(forged.read_bytes())
+    value["signed"]["targets"]["releases/evil/1/amd64.json"] = {"length": 1, "hashes": {"sha256": "0" * 64}}
+    forged.write_text(json.dumps(value))
+    capsys.readouterr()
+    for words in ([*build, "2"], ["image", "list"], ["image", "verify"], ["image", "show", "d/1"]):
+        assert run(words) == 5, words
+        said = capsys.readouterr().err
+        assert "3.targets.json" in said and "restore it from a backup" in said and said.count("\n") == 1

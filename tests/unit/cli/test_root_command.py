@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cli.main import COMMANDS, run
+from cli.main import COMMANDS, LazyGroup, run
 from plumbing.errors import RefusedError
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(("words", "code", "needles"), [
-    (["hots"], 2, ("'hots'", "--help")),
+    (["hots"], 2, ("'hots'", "did you mean 'host'?")),
+    (["imag"], 2, ("did you mean 'image'?",)),
+    (["zzz"], 2, ("'zzz'", "reroot --help")),
+    (["plan", "--update-time", "1m", "--hosts", "9" * 400], 2, ("hosts is more than 1000000",)),
+    (["plan", "--update-time", "1m", "--hosts", "9", "--per-server", "9" * 400], 2, ("per-server is more",)),
     (["host", "ad"], 2, ("'ad'",)),
     (["host", "add"], 2, ("name", "reroot host add --help")),
     (["plan", "--hosts", "many"], 2, ("--hosts", "integer")),
@@ -35,6 +40,27 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: in
     assert said.startswith("reroot: ")
     assert said.count("\n") == 1
     assert all(needle in said for needle in needles), said
+
+
+FULL = """
+import sys
+from cli.{module} import {main}
+sys.argv[0] = "reroot"
+{main}()
+"""
+
+
+@pytest.mark.parametrize(("module", "main", "words"), [
+    ("main", "main", ["plan", "--hosts", "10", "--update-time", "1m"]), ("main", "main", ["--help"]),
+    ("main", "main", ["plan", "--hosts", "10000", "--update-time", "1m", "--json"]), ("plan", "sortaddrs", []),
+])
+def test_output_that_cannot_be_written_is_one_sentence(module: str, main: str, words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", FULL.format(module=module, main=main), *words], cwd=ROOT,
+                              stdout=full, stderr=subprocess.PIPE, input="10.0.0.1\n", text=True, check=False)
+    assert done.returncode == 8, done.stderr
+    assert "standard output cannot be written (No space left on device)" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_json_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,3 +151,34 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert all(needle in said for needle in ("precious.toml", *needles)), said
+
+
+NAMED = re.compile(r"`reroot ([a-z]+)(?: ([a-z]+))?[^`]*`")
+MISSING = ("class", "level", "simulate", "image diff", "recovery iso", "precious report")
+
+
+def commands() -> set[str]:
+    """Return every command as it is called: `plan`, `image`, `image list` …"""
+    group = LazyGroup(name="reroot")
+    found = set(COMMANDS)
+    for name in COMMANDS:
+        inner = group.get_command(None, name)
+        found |= {f"{name} {word}" for word in getattr(inner, "commands", ())}
+    return found
+
+
+def test_every_command_that_a_sentence_names_is_there() -> None:
+    there = commands()
+    for path in (path for room in ("cli", "control", "fleet", "imaging", "lab", "plumbing", "precious", "recovery",
+                                   "rollout", "throttle") for path in (ROOT / room).rglob("*.py")):
+        for name, word in NAMED.findall(path.read_text()):
+            assert name in there, (path, name)
+            if word and any(one.startswith(f"{name} ") for one in there):
+                assert f"{name} {word}" in there, (path, name, word)
+
+
+def test_the_commands_that_are_documented_as_missing_are() -> None:
+    limits = (ROOT / "docs/limits.md").read_text()
+    for name in MISSING:
+        assert f"`reroot {name}`" in limits
+        assert name not in commands()

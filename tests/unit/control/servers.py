@@ -47,7 +47,7 @@ def make_site(folder: Path, extra: str = "") -> Site:
     """Make a site whose server listens on free loopback ports and works quickly."""
     api, content = free_port(), free_port()
     site = sites.init(folder, f"http://127.0.0.1:{api}")
-    text = site.config.read_text().replace("0.0.0.0:8080", f"127.0.0.1:{api}").replace(
+    text = site.config.read_text().replace(f"0.0.0.0:{api}", f"127.0.0.1:{api}").replace(
         "0.0.0.0:8081", f"127.0.0.1:{content}")
     site.config.write_text(f"{text}\n[rollout]\ntick_s = 0.1\n{extra}")
     return site

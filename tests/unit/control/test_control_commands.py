@@ -55,3 +55,36 @@ def test_host_commands(machine: Make, server: Server, capsys: pytest.CaptureFixt
     assert host.name in capsys.readouterr().out
     assert run(["host", "show", "nobody", *site]) == 4
     assert run(["host", "add", "nobody", *site]) == 4
+
+
+def test_what_is_taken_or_misspelt_is_said(machine: Make, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    host, site = machine(), ["--site", str(server.site.root)]
+    assert run(["host", "add", host.name, "--mac", host.mac, *site]) == 0
+    line = server.site.hosts.read_text().splitlines().index(f'name = "{host.name}"') + 1
+    for words, needle in (
+        (["add", host.name, "--mac", host.mac],
+         f"{host.name} is in hosts.toml already (line {line}); edit it there, or leave out --mac to get a new token"),
+        (["add", "an-other", "--mac", host.mac.replace(":", "-")],
+         f"{host.mac} belongs to {host.name} in hosts.toml already (line {line});"),
+        (["add", "an-other", "--mac", "00:00:00:00:00:00"], "no machine's MAC address"),
+        (["add", "an-other", "--mac", "01:00:5e:00:00:01"], "no machine's MAC address"),
+    ):
+        capsys.readouterr()
+        assert run(["host", *words, *site]) == 2
+        said = capsys.readouterr().err
+        assert needle in said and said.count("\n") == 1, said
+    assert run(["host", "enrol", f"{host.name}x", *site]) == 4
+    assert f"did you mean '{host.name}'?" in (said := capsys.readouterr().err) and "--mac" not in said
+    assert run(["host", "enrol", "zzzzzzzz", *site]) == 4
+    assert "`reroot host add zzzzzzzz --mac" in capsys.readouterr().err
+
+
+def test_an_order_is_withdrawn_once(machine: Make, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    host, site = machine().join(), ["--site", str(server.site.root)]
+    order = ["host", "order", host.name, *site]
+    assert run([*order, "--release", "debian/13.1", "--recovery", "nosuch/1/amd64"]) == 4
+    assert "`reroot recovery list`" in capsys.readouterr().err
+    assert run([*order, "--release", "debian/13.1"]) == 0
+    assert run([*order, "--cancel"]) == 0
+    assert run([*order, "--cancel"]) == 6
+    assert "is cancelled already" in capsys.readouterr().err

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from control.config import Config, parse
-from control.site import CONFIG_EXAMPLE
+from control.config import Config, check_services, parse
+from control.site import config_example
 from plumbing.errors import ConfigError
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/config.md"
@@ -19,7 +19,7 @@ RANGE = MINIMAL + "[[dhcp.subnet]]\ninterface='a'\nnetwork='10.0.0.0/8'\nserver=
 
 
 def test_example_and_defaults() -> None:
-    config = parse(CONFIG_EXAMPLE.format(public_url="http://control.example.org:8080"), FILE)
+    config = parse(config_example("http://control.example.org:8080"), FILE)
     assert config.content_urls() == ["http://control.example.org:8081"]
     assert config.provider_urls() == {"control": "http://control.example.org:8081"}
     assert parse('[server]\npublic_url = "http://[::1]:80/"\n', FILE).content_urls() == ["http://[::1]:8081"]
@@ -44,6 +44,11 @@ def test_example_and_defaults() -> None:
     (f"{RANGE}first='10.0.0.2'\nlast='10.0.255.254'", ("line 3", "4096")),
     (f"{RANGE}first='10.0.0.9'\nlast='10.0.0.2'", ("4096",)),
     (f"{RANGE}first='10.0.0.9'", ("both first and last",)),
+    *((MINIMAL + f"[{section}]\n{key} = {value}\n", ("line 4", f"{section}.{key}")) for section, key, value in (
+        ("orders", "lifetime_s", "inf"), ("orders", "deadline_s", "nan"), ("orders", "lifetime_s", "1e300"),
+        ("rollout", "tick_s", "inf"), ("rollout", "tick_s", "86401"), ("rollout", "update_time_s", "-inf"),
+        ("rollout", "servers", "10000000"), ("rollout", "blast_budget", "10000000"), ("catalogue", "refresh_s", "inf"),
+        ("dhcp", "lease_s", "inf"), ("dhcp", "lease_s", "9999999999"), ("tftp", "max_transfers", "9999999"))),
 ])
 def test_sentences(text: str, needles: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -58,6 +63,24 @@ def test_sentences(text: str, needles: tuple[str, ...]) -> None:
 ])
 def test_the_api_on_this_machine(api: str, url: str) -> None:
     assert parse(f'{MINIMAL}api = "{api}"', FILE).server.api_here() == url
+
+
+@pytest.mark.parametrize(("url", "api", "content"), [
+    ("http://h:18080", 18080, 8081), ("http://h", 80, 8081), ("https://h", 8080, 8081), ("http://h:8081", 8081, 8082),
+    ("https://h:443/reroot", 8080, 8081), ("http://[::1]:9000/", 9000, 8081),
+])
+def test_a_new_site_listens_where_its_url_says(url: str, api: int, content: int) -> None:
+    server = parse(config_example(url), FILE).server
+    assert (server.api, server.content) == (f"0.0.0.0:{api}", f"0.0.0.0:{content}")
+
+
+def test_services_that_the_tickettab_lacks_are_named() -> None:
+    check_services((), ())
+    check_services(("root-dump",), ("root-dump", "patches"))
+    with pytest.raises(ConfigError, match=r"\[orders\] services names 'rootdump'.* did you mean 'root-dump'\?"):
+        check_services(("rootdump",), ("root-dump", "patches"))
+    with pytest.raises(ConfigError, match="define it there, or take it out"):
+        check_services(("rootdump",), ())
 
 
 def test_every_key_is_documented_and_nothing_else_is() -> None:

@@ -117,7 +117,7 @@ def test_order_from_begin_to_completed(machine: Make, server: Server) -> None:
     assert host.order().status == 204
     assert host.shown()["release"] == "debian/13.1/amd64"
     assert host.shown()["level"] == "l2"
-    assert server.admin("POST", f"/orders/{order}/cancel").status == 409
+    assert server.admin("POST", f"/orders/{order}/cancel").status == 403
 
 
 def test_healthy_with_another_release_is_a_failure(machine: Make) -> None:

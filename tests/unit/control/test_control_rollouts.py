@@ -12,7 +12,7 @@ from servers import Machine, Server, make_site, publish_release, serving, wait_u
 
 from control.catalogue import SiteCatalogue
 from control.config import RolloutSection
-from control.database import Database
+from control.database import Database, HostRow
 from control.orders import Wish
 from control.rollouts import Demand, Rollouts
 from fleet.hosts import HostsFile
@@ -84,13 +84,54 @@ def test_failures_halt_it_and_resume_goes_on(server: Server) -> None:
 
 
 def test_a_host_that_cannot_be_ordered_has_failed(server: Server) -> None:
-    (good,) = machines(server, "rc", 1)
-    silent = Machine(server, "rc-silent", "52:54:01:01:00:01")
-    silent.add()
-    rollout = start(server, [silent, good], interval_s=0, start_interval_s=0)
+    busy, good = machines(server, "rc", 2)
+    busy.issued()
+    rollout = start(server, [busy, good], interval_s=0, start_interval_s=0)
     failed = wait_until(lambda: view(server, rollout)["failed"])
-    assert "disks" in failed[0]["reason"]  # type: ignore[index]
+    assert "open order" in failed[0]["reason"]  # type: ignore[index]
     wait_until(lambda: in_flight(server, rollout) == [good.name])
+
+
+def refused(server: Server, hosts: list[str]) -> str:
+    answer = server.admin("POST", "/rollouts", {"release": "debian/13.1/amd64", "hosts": hosts, **GUIDE})
+    assert answer.status == 403, answer.body
+    return str(answer.json()["value"])  # type: ignore[index]
+
+
+def test_hosts_that_can_never_be_triggered_are_named_at_the_start(server: Server) -> None:
+    (good,) = machines(server, "rf", 1)
+    strangers = [Machine(server, f"rf-stranger{n:02}", f"52:54:01:02:00:{n:02x}") for n in range(11)]
+    for host in strangers:
+        host.add()
+    mute = Machine(server, "rf-mute", "52:54:01:03:00:01")
+    assert mute.enrol(token=mute.add()).status == 201
+    sentence = refused(server, [good.name, mute.name, *(host.name for host in strangers)])
+    assert sentence.startswith("12 of 13 hosts cannot be triggered: rf-mute (no inventory yet), "
+                               "rf-stranger00 (not enrolled), ")
+    assert "rf-stranger08 (not enrolled) and 2 more; enrol them" in sentence
+    mute.report("inventory", "inventory", {"arch": "amd64", "links": [], "disks": {"root": {}}})
+    assert "rf-mute (no boot partition" in refused(server, [mute.name])
+
+
+def test_a_host_is_in_one_rollout_at_a_time(server: Server) -> None:
+    hosts = machines(server, "rg", 2)
+    rollout = start(server, hosts, interval_s=1000)
+    assert refused(server, [hosts[1].name]).startswith(
+        f"{hosts[1].name} is in the rollout {rollout}, which is running; ")
+    server.admin("POST", f"/rollouts/{rollout}/pause")
+    assert "which is paused" in refused(server, [host.name for host in hosts])
+    server.admin("POST", f"/rollouts/{rollout}/abort")
+    start(server, hosts[1:], interval_s=1000)
+
+
+def test_nothing_is_said_to_a_rollout_that_is_over(server: Server) -> None:
+    rollout = start(server, machines(server, "rh", 1))
+    assert server.admin("POST", f"/rollouts/{rollout}/abort").status == 200
+    answers = [server.admin("POST", f"/rollouts/{rollout}/{word}") for word in ("resume", "pause", "abort")]
+    answers.append(server.admin("PUT", f"/rollouts/{rollout}/knob", {"interval_s": 1}))
+    for answer in answers:
+        assert answer.status == 403
+        assert f"rollout {rollout} is aborted, which is final" in answer.json()["value"]  # type: ignore[index]
 
 
 def test_pause_knob_and_bad_requests(server: Server) -> None:
@@ -137,6 +178,8 @@ async def test_the_servers_own_trouble_fails_no_host_and_ends_no_loop(
     (tmp_path / "hosts.toml").write_text('[[host]]\nname = "a"\n')
     database, issuer, stop = Database(f"sqlite:///{tmp_path}/x.db"), Failing(), asyncio.Event()
     database.migrate()
+    with database.session() as session:
+        session.add(HostRow(name="a", public_key="k", facts={"disks": {"root": {}, "boot": {}}}))
     rollouts = Rollouts(database, HostsFile(tmp_path / "hosts.toml"), issuer,  # type: ignore[arg-type]
                         RolloutSection(tick_s=0.01), lambda _host: None)
     rollout = str(rollouts.start(Demand("debian/13.1/amd64", hosts=("a",), **GUIDE), 0.0)["id"])  # type: ignore[arg-type]
@@ -165,7 +208,7 @@ def test_a_catalogue_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: py
     def out_of_descriptors(_self: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(Catalogue, "_newest_root", out_of_descriptors)
+    monkeypatch.setattr(Catalogue, "_roots", out_of_descriptors)
     for work in (catalogue.refresh, catalogue.paths, lambda: catalogue.read("orders/keys.json")):
         with pytest.raises(DiskError, match="Too many open files"):
             work()  # type: ignore[operator]

@@ -24,6 +24,7 @@ from control import config as configuration
 from control import site as sites
 from control.database import Database, metadata
 from control.site import Site
+from imaging.catalogue import LIFETIME_S, Catalogue
 from plumbing import clock
 from plumbing.errors import ConfigError, RefusedError
 
@@ -85,6 +86,10 @@ def test_no_site(tmp_path: Path) -> None:
     (lambda s: s.config.write_text(s.config.read_text().replace("[server]", '[server]\ndatabase = "nodb://x"')), 3,
      ("database",)),
     (lambda s: (s.catalogue / "metadata/timestamp.json").unlink(), 10, ("timestamp.json",)),
+    (lambda s: s.config.write_text(s.config.read_text().replace('["root-dump"]', '["root-dumb"]')), 3,
+     ("[orders] services", "'root-dumb'", "did you mean 'root-dump'?")),
+    (lambda s: s.config.write_text(s.config.read_text().replace("tick_s = 0.1", "tick_s = inf")), 3,
+     ("rollout.tick_s = inf",)),
 ])
 def test_what_is_wrong_is_said(
     tmp_path: Path, spoil: Callable[[Site], object], code: int, needles: tuple[str, ...],
@@ -96,11 +101,18 @@ def test_what_is_wrong_is_said(
 
 def test_expired_root(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
-    root = site.catalogue / "metadata/1.root.json"
-    value = json.loads(root.read_text())
-    value["signed"]["expires"] = clock.iso(clock.wall() - 60)
-    root.write_text(json.dumps(value))
+    Catalogue(site.catalogue, site.keys).rotate("timestamp", clock.wall() - LIFETIME_S["root"] - 60)
     fails(site, 5, "root expired")
+
+
+def test_a_recovery_image_that_is_not_there_yet_is_a_problem_until_it_is(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site", '[boot]\nrecovery = "base/1/amd64"\n')
+    with serving(site) as server:
+        (problem,) = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
+        assert "[boot] recovery = 'base/1/amd64'" in problem and "reroot recovery list" in problem
+        assert problem in server.log.read_text()
+        Catalogue(site.catalogue, site.keys).publish("recovery/base/1/amd64.json", b"{}")
+        assert server.admin("GET", "/status").json()["problems"] == []  # type: ignore[index]
 
 
 def test_port_in_use(tmp_path: Path) -> None:

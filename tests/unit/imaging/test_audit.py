@@ -66,7 +66,7 @@ def test_truncated_and_lengthened(tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         audit(store, REF)
     path.unlink()
-    with pytest.raises(NotFoundError, match="build or pull it again"):
+    with pytest.raises(NotFoundError, match="build it again, or restore"):
         audit(store, REF)
 
 

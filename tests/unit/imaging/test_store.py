@@ -37,11 +37,25 @@ def test_layout_is_standard(tmp_path: Path) -> None:
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    assert store.refs() == {}
     assert not store.has(sha256(b"x"))
-    with pytest.raises(NotFoundError, match="image list"):
-        store.manifest("x/1/amd64")
+    with pytest.raises(CorruptError, match=r"index\.json.* is missing; restore it"):
+        store.refs()
     assert not store.path.exists()
+    store.create()
+    assert store.refs() == {}
+    for ref, command in (("x/1/amd64", "reroot image list"), ("recovery/x/1/amd64", "reroot recovery list")):
+        with pytest.raises(NotFoundError, match=command):
+            store.manifest(ref)
+
+
+def test_a_lost_index_is_no_empty_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put_manifest("a/1/amd64", b"one")
+    (tmp_path / "index.json").unlink()
+    for act in (store.refs, store.create, lambda: store.put_manifest("a/2/amd64", b"two")):
+        with pytest.raises(CorruptError, match=r"index\.json.* is missing; restore it from a backup"):
+            act()
+    assert not (tmp_path / "index.json").exists()
 
 
 def test_blobs(tmp_path: Path) -> None:
@@ -74,11 +88,17 @@ def test_a_ref_never_changes(tmp_path: Path) -> None:
     assert store.manifest("a/1/amd64") == b"one"
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"manifests":[1]}',
-                                  b'{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"a"}}]}'])
-def test_a_damaged_index_is_named(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "index.json").write_bytes(text)
-    with pytest.raises(CorruptError, match=r"index\.json"):
+GOOD = {"mediaType": MANIFEST_TYPE, "digest": sha256(b"x"), "size": 1, "annotations": {REF_NAME: "a"}}
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", "[" * 100_000, *(json.dumps({"manifests": [entry]}) for entry in (
+        1, {"annotations": {REF_NAME: "a"}}, {**GOOD, "digest": "sha256:../../etc"}, {**GOOD, "size": -1},
+        {**GOOD, "size": "1"}, {**GOOD, "mediaType": None}, {**GOOD, "annotations": [1]},
+        {**GOOD, "annotations": {REF_NAME: 1}}))])
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(CorruptError, match=r"index\.json.*restore it from a backup"):
         Store(tmp_path).refs()
 
 

@@ -16,9 +16,11 @@ def test_both_streams_and_the_status_come_back(tmp_path: Path) -> None:
     assert (done.status, done.text, done.stderr) == (3, "in\udcff", os.fsencode(tmp_path) + b"\n")
 
 
-def test_a_failure_names_the_last_complaint_and_the_command() -> None:
-    with pytest.raises(CommandError, match=r"sh failed with status 4: two; try: sh -c 'echo one >&2; echo two"):
-        run(["sh", "-c", "echo one >&2; echo two >&2; exit 4"])
+def test_a_failure_names_the_first_and_last_complaint_and_the_command() -> None:
+    with pytest.raises(CommandError, match=r"sh failed with status 4: one … three; try: sh -c 'echo one >&2; echo two"):
+        run(["sh", "-c", "echo one >&2; echo two >&2; echo three >&2; exit 4"])
+    with pytest.raises(CommandError, match=r"status 1: one; try: "):
+        run(["sh", "-c", "echo one >&2; exit 1"])
     with pytest.raises(CommandError, match="it printed no reason"):
         run(["false"])
     with pytest.raises(CommandError, match=r"sleep did not finish in 0 s; try: sleep 60"):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 from cli import plan as plan_command
 from cli import rollout as rollout_command
-from plumbing.errors import ConfigError, RefusedError, RerootError, UsageError
+from cli.admin import Admin
+from plumbing.errors import ConfigError, NetworkError, RefusedError, RerootError, UsageError
 from rollout import record
 from rollout.executor import Pace, State
 
@@ -84,6 +86,8 @@ class AdminServer:
     def __init__(self) -> None:
         self.seen: list[tuple[str, object]] = []
         self.phases = ["running"]
+        self.failed = {"beta": "[red]\x1b]0;owned\x07 panic"}
+        self.accepted: frozenset[str] = frozenset()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -107,11 +111,11 @@ class AdminServer:
     def answer(self) -> object:
         pace = Pace(10, 40, 2, 4, 2, 300)
         state = State(pace, (("alpha", "beta"),), in_flight={"alpha": 0.0}, last_trigger=0.0,
-                      failed={"beta": "[red]\x1b]0;owned\x07 panic"})
+                      failed=self.failed, accepted=self.accepted)
         phase = self.phases.pop(0) if len(self.phases) > 1 else self.phases[0]
         view = {"id": "r2", "release": "debian/13/amd64", **record.view(state, 7.0, None), "phase": phase}
         # one shape for every path: what a list needs, and the view itself
-        return {**view, "rollouts": [{"id": "r2"}, {"id": "r1"}]}
+        return {**view, "rollouts": [{**view, "created": "2026-11-21T12:00:00Z"}, {"id": "r1"}]}
 
 
 @pytest.fixture
@@ -163,11 +167,58 @@ def test_status_as_json_and_as_a_table_without_the_hosts_escapes(admin: AdminSer
     assert "[red]\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER} panic" in text
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_command, "LOOK_S", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
 def test_watch_ends_with_the_rollout(admin: AdminServer) -> None:
     admin.phases = ["halted"]
     assert isinstance(ask(rollout_command.app, "watch", "r2")[1], RefusedError)
-    admin.phases = ["running", "running", "done"]
+    admin.phases, admin.failed = ["running", "running", "done"], {}
+    out, error = ask(rollout_command.app, "watch", "r2")
+    assert error is None
+    assert out.endswith("\n")
+
+
+@pytest.mark.usefixtures("quick")
+def test_watch_counts_and_names_the_hosts_that_failed(admin: AdminServer) -> None:
+    admin.phases = ["done"]
+    error = ask(rollout_command.app, "watch", "r2")[1]
+    assert isinstance(error, RefusedError)
+    assert "done, and 1 of 2 hosts failed: beta;" in error.sentence
+    admin.failed = {f"host{number}": "" for number in range(12)}
+    error = ask(rollout_command.app, "watch", "r2")[1]
+    assert isinstance(error, RefusedError)
+    assert "12 of 2 hosts failed: host0, " in error.sentence and "host9 and 2 more" in error.sentence
+    admin.accepted = frozenset(admin.failed)
     assert ask(rollout_command.app, "watch", "r2")[1] is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_watch_goes_on_while_the_server_is_away(
+        admin: AdminServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    looked = iter([False, True, True, False, True, False])
+
+    def view(server: Admin, rollout: str) -> dict[str, object]:
+        if next(looked):
+            raise NetworkError("http://c:1 cannot be reached")
+        return server.get(f"/rollouts/{rollout}")
+
+    monkeypatch.setattr(rollout_command, "_view", view)
+    admin.phases, admin.failed = ["running", "running", "done"], {}
+    rollout_command.watch("r2", Path(os.environ["REROOT_SITE"]), os.environ["REROOT_CONTROL"])
+    assert capsys.readouterr().err.count("cannot be reached; watching on") == 2  # once for each time it was away
+    assert next(looked, None) is None
+
+
+def test_list(admin: AdminServer) -> None:
+    head, first, second = ask(rollout_command.app, "list")[0].splitlines()
+    assert head.split() == ["ROLLOUT", "STARTED", "RELEASE", "PHASE", "HOSTS", "HEALTHY", "FAILED"]
+    assert first.split() == ["r2", "2026-11-21T12:00:00Z", "debian/13/amd64", "running", "2", "0", "1"]
+    assert second.split()[0] == "r1"
+    assert [one["id"] for one in json.loads(ask(rollout_command.app, "list", "--json")[0])] == ["r2", "r1"]
 
 
 def test_without_a_site_it_says_which_file_is_missing(tmp_path: Path) -> None:

@@ -29,12 +29,20 @@ def reroot(site: Path, *words: str) -> int:
 def test_build_publishes_and_ledger_reads_it_back(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kernel = str(site.parent / "kernel")
     capsys.readouterr()
+    assert reroot(site, "list") == 0
+    assert "reroot recovery build" in capsys.readouterr().out
     assert reroot(site, "build", "debian/1", "--kernel-root", kernel, "--level", "1", "--budget", "20", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["target"] == "recovery/debian/1/amd64.json" and told["kernel"] == ko.RELEASE
     manifest = Store(site / "store").manifest("recovery/debian/1/amd64")
     assert Catalogue(site / "catalogue", site / "keys").read(told["target"]) == manifest
     assert {title: size for title, (_, size) in recovery_manifest.parts(manifest).items()} == told["sizes"]
+
+    assert reroot(site, "list") == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["debian/1/amd64", "yes", "yes"]
+    assert reroot(site, "list", "--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert listed["target"] == told["target"] and listed["stored"] and listed["published"]
 
     assert reroot(site, "ledger", "debian/1/amd64", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -50,7 +58,7 @@ def test_build_publishes_and_ledger_reads_it_back(site: Path, capsys: pytest.Cap
     (("build", "debian/2", "--kernel-root", "/nonexistent"), 4, "name the root of a system"),
     (("build", "debian/2/vax", "--kernel-root", "KERNEL"), 2, "made for amd64"),
     (("build", "debian/2", "--kernel-root", "KERNEL", "--level", "1", "--budget", "2"), 6, "its budget of 2048 KiB"),
-    (("ledger", "moon/1"), 4, "is not in the store"),
+    (("ledger", "moon/1"), 4, "`reroot recovery list` shows what is"),
 ])
 def test_a_mistake_is_one_sentence_and_publishes_nothing(
     site: Path, words: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str],
