@@ -9,7 +9,7 @@ In the order in which they meet the data:
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.
 - `cmdline` (pure), `init`: process 1, which starts the worker and watches it.
-- `identity`, `network`: who this machine is, and its way to the control server.
+- `identity`, `network`, `servers`: who this machine is, its way to the control server, what it asks there.
 - `machine` (pure table, drawn in docs/machines/recovery.dot), `drive`, `session`: what comes after what, what is
   known and held open meanwhile.
 - `phases`: `begin` (network, order, disks), `content` (where bytes come from), `keep` (preserve, wipe), `blank` (both

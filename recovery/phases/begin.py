@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from plumbing import clock, durable
-from plumbing.digest import sha256
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, identity
+from recovery import disks, identity, servers
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
 from recovery.drive import NoOrderError
 from recovery.order import Order
 from recovery.session import Session, fstype_of
-
-if TYPE_CHECKING:
-    from imaging.trusted import TrustedCatalogue
 
 DEVICE_WAIT_S = 20.0
 """How long disks may take to show up after their drivers were loaded, in seconds."""
@@ -32,8 +26,6 @@ LEAST_MEMORY_BYTES = 96 << 20
 
 ROOT_SLACK = 1.10
 """A filesystem needs more than the bytes in it: inodes, journal, reserve."""
-
-MAX_ORDER_BYTES = 1 << 20
 
 
 def connect(session: Session) -> Mapping[str, object]:
@@ -98,7 +90,8 @@ def obtain(session: Session) -> Mapping[str, object]:
     control = session.identity.control if session.identity is not None else session.command_line.control
     if control is None:
         raise NoOrderError("this machine knows no control server and has no order; nothing was touched")
-    session.catalogue = _catalogue(session, control)
+    cache = (session.recover if session.local_mounted else session.places.scratch) / "trust"
+    session.catalogue = servers.catalogue(session.places.trust_root, control, cache)
     fresh, why = _ask(session, control)
     candidates = [("the control server", fresh)] if fresh is not None else []
     path = session.recover / "order.json"
@@ -117,19 +110,6 @@ def obtain(session: Session) -> Mapping[str, object]:
     return _take(session, found)
 
 
-def _catalogue(session: Session, control: str) -> TrustedCatalogue:
-    cache = (session.recover if session.local_mounted else session.places.scratch) / "trust"
-    durable.make_folder(cache, 0o700)
-    try:
-        root = session.places.trust_root.read_bytes()
-    except OSError as error:
-        raise TrustError(f"{session.places.trust_root} is not in this recovery image ({error.strerror}); build it "
-                         "again with the site's keys") from error
-    from imaging.trusted import TrustedCatalogue
-
-    return TrustedCatalogue(root, f"{control}/catalogue/metadata/", f"{control}/catalogue/targets/", cache)
-
-
 def _ask(session: Session, control: str) -> tuple[bytes | None, RerootError | None]:
     """Return the control server's envelope, or None; and why it could not be asked, if so."""
     if session.identity is not None:
@@ -140,13 +120,7 @@ def _ask(session: Session, control: str) -> tuple[bytes | None, RerootError | No
         client = Client(control)
         path = "/api/v1/boot/order?" + urlencode([*words, *([("serial", serial)] if serial else [])])
     try:
-        answer = client.request("GET", path, max_bytes=MAX_ORDER_BYTES)
-        if answer.status == HTTPStatus.OK:
-            return answer.body, None
-        if answer.status == HTTPStatus.NO_CONTENT:
-            return None, None
-        answer.accepted()
-        raise NetworkError(f"{control} answered {answer.status} when asked for the order")
+        return servers.current_order(client, path), None
     except RerootError as error:
         session.log.say("order", f"no fresh order: {error.sentence}")
         return None, error
@@ -209,11 +183,7 @@ def _take(session: Session, found: Order) -> Mapping[str, object]:
     from imaging.release import Release
 
     assert session.catalogue is not None
-    manifest = session.catalogue.fetch(found.release.target)
-    if sha256(manifest) != found.release.digest:
-        raise TrustError(f"the catalogue's {found.release.target} is not the release that order {found.id} names; "
-                         "issue the order again")
-    session.release = Release.parse(manifest)
+    session.release = Release.parse(servers.manifest(session.catalogue, found.release, found.id))
     return {"order": found.id, "release": session.release.ref}
 
 

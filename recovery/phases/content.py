@@ -7,15 +7,15 @@ installation, the parts of the recovery image that go to the boot area.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imaging.recovery_manifest import STARTED, parts
 from plumbing import durable
-from plumbing.digest import sha256
-from plumbing.errors import CorruptError, NetworkError, RerootError, TrustError
+from plumbing.errors import CorruptError, NetworkError, RerootError
 from plumbing.http import Client
+from recovery import servers
 from recovery.session import Session
 
 if TYPE_CHECKING:
@@ -47,12 +47,16 @@ def stage_of(session: Session) -> StageSource | None:
 
 def sources(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
     """Return every place the layer may come from, nearest first."""
+    stage = stage_of(session)
+    return [*([stage] if stage is not None else []), *servers_of(session, first)]
+
+
+def servers_of(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+    """Return the content servers that may have the layer."""
     from imaging.sources import HttpSource
 
     assert session.release is not None
-    stage = stage_of(session)
-    servers = [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
-    return [*([stage] if stage is not None else []), *servers]
+    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
 
 
 def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
@@ -69,16 +73,12 @@ def prepare(session: Session) -> int:
     """
     release = session.release
     assert release is not None
-    places = sources(session)
-    session.index = release.read_index(
-        _first_answer(session, places, release.index_offset, release.index_length, release.index_digest))
+    _, session.index = servers.read_index(sources(session), release)
     lacking = missing(session)
     frames = session.index.frames
     session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them not in the stage")
     if lacking:
-        # a byte of the last missing frame: enough to see that a server has the blob whole and serves ranges
-        servers = [place for place in places if place is not places[0]] if stage_of(session) is not None else places
-        _first_answer(session, servers, frames[lacking[-1]].offset, 1)
+        _require_server(session, frames[lacking[-1]].offset)
     return len(lacking)
 
 
@@ -89,24 +89,18 @@ def missing(session: Session) -> list[int]:
     return [number for number in range(len(session.index.frames)) if stage is None or not stage.has(number)]
 
 
-def _first_answer(session: Session, places: Sequence[FrameSource], offset: int, length: int,
-                  digest: str | None = None) -> bytes:
-    """Return the bytes from the first place that has them right."""
+def _require_server(session: Session, offset: int) -> None:
+    """Raise NetworkError unless a content server has the blob whole and serves ranges: a byte of it shows that."""
     assert session.release is not None
     reasons = []
-    for place in places:
+    for server in servers_of(session):
         try:
-            data = place.read(offset, length)
+            server.read(offset, 1)
+            return
         except RerootError as error:
-            reasons.append(f"{place.name}: {error.sentence}")
-            continue
-        if digest is None or sha256(data) == digest:
-            return data
-        reasons.append(f"{place.name}: it sent other bytes than the release says")
-    for reason in reasons:
-        session.log.say("disks", reason)
-    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons) or 'none is named'})"
-                       "; check that one of them runs and that the release is in its store")
+            reasons.append(f"{server.name}: {error.sentence}")
+    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons)}); check that one "
+                       "of them runs and that the release is in its store")
 
 
 # -- the recovery image, for an installation -----------------------------------------------------------------
@@ -116,10 +110,7 @@ def recovery_files(session: Session) -> dict[str, Path]:
     """Fetch the recovery image that the order names, in memory, every part checked; returns title -> file."""
     wanted = session.ordered.recovery
     assert wanted is not None and session.catalogue is not None
-    manifest = session.catalogue.fetch(wanted.target)
-    if sha256(manifest) != wanted.digest:
-        raise TrustError(f"the catalogue's {wanted.target} is not the recovery image that the order names; issue the "
-                         "order again")
+    manifest = servers.manifest(session.catalogue, wanted, session.ordered.id)
     folder = session.places.scratch / "image"
     durable.make_folder(folder)
     return {title: fetch_part(content_urls(session), folder / title, digest, size,

@@ -209,7 +209,7 @@ def test_the_wrong_disk(alpha: Host) -> None:
 def test_another_release_than_the_order_names(alpha: Host) -> None:
     assert alpha.order.release is not None
     reissue(alpha, release=replace(alpha.order.release, digest="sha256:" + "1" * 64))
-    _refused(alpha, "is not the release")
+    _refused(alpha, "is not what order")
 
 
 def test_too_little_memory(alpha: Host, tmp_path: Path) -> None:
