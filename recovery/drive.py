@@ -120,9 +120,11 @@ class Drive:
         session.reporter.send(state.value, "failed", {
             "kind": error.kind.value, "attempt": self._attempt, "final": event is not Event.AGAIN,
             "wiped": session.wiped, "log": list(session.log.last(20))}, plain(error.sentence))
-        if session.journal is not None:
+        journal = session.journal
+        mine = session.order is None or (journal is not None and journal.state.order == session.order.id)
+        if journal is not None and mine:  # an order that was refused leaves no trace in the journal of another
             with suppress(OSError):  # a failing /local is told about, it does not hide the first failure
-                session.journal.failed(state.value, plain(error.sentence), {"kind": error.kind.value})
+                journal.failed(state.value, plain(error.sentence), {"kind": error.kind.value})
         return event
 
     def _attempts(self) -> int:

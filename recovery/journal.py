@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plumbing import clock, durable
-from plumbing.errors import CorruptError, UsageError
+from plumbing.errors import CorruptError, RefusedError, UsageError
 
 PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
 EVERY_BOOT = frozenset({"network", "order", "disks"})
@@ -124,6 +124,17 @@ def replay(records: Iterable[Record]) -> State:
     return state
 
 
+def carried_out(records: Iterable[Record], order_id: str) -> bool:
+    """Whether the order with this id came to its end somewhere in `records`."""
+    current: object = None
+    for record in records:
+        if record.event == "order":
+            current = record.data.get("id")
+        elif record.event == "done" and record.phase == "finish" and current == order_id:
+            return True
+    return False
+
+
 def to_ranges(frames: Collection[int]) -> list[Range]:
     """Write frame numbers as ascending ranges."""
     ranges: list[Range] = []
@@ -149,7 +160,11 @@ class Journal:
         self.state = replay(records)
 
     def order(self, order_id: str, mode: str, release: str | None) -> State:
-        """Record which order is being carried out; `release` is its digest. Repeating it adds nothing."""
+        """Record which order is being carried out; `release` is its digest. Repeating it adds nothing.
+
+        Raises RefusedError as `refuse_repeat` does.
+        """
+        self.refuse_repeat(order_id)
         now = self.state
         if (now.order, now.mode, now.release) != (order_id, mode, release):
             self._append("order", data={"id": order_id, "mode": mode, "release": release})
@@ -178,13 +193,12 @@ class Journal:
 
     def finished(self, order_id: str) -> bool:
         """Whether the order with this id was carried out to its end, ever, by this journal's account."""
-        current: object = None
-        for record in self.records:
-            if record.event == "order":
-                current = record.data.get("id")
-            elif record.event == "done" and record.phase == "finish" and current == order_id:
-                return True
-        return False
+        return carried_out(self.records, order_id)
+
+    def refuse_repeat(self, order_id: str) -> None:
+        """Raise RefusedError for an order that was carried out before the current one: whoever sends it replays it."""
+        if self.state.order != order_id and self.finished(order_id):
+            raise RefusedError(f"order {order_id} was carried out before; nothing is done: issue a new one")
 
     def _append(
         self, event: str, phase: str | None = None, data: Mapping[str, object] | None = None,

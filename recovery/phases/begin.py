@@ -158,6 +158,23 @@ def _first_valid(session: Session, candidates: list[tuple[str, bytes]]) -> Order
     raise first
 
 
+def _require_home(session: Session, found: Order) -> None:
+    """Raise RefusedError unless an upgrade finds, on the /local that it names, who this host is.
+
+    The kernel command line says where /local is, and anybody on the network may have written it: leaving the word out,
+    or naming another partition, must not spare an order the comparison with the host it is for.
+    """
+    if found.disks is None:
+        return
+    named = found.disks.local
+    if named is None:
+        raise RefusedError(f"{found.host} has no /local; this version upgrades hosts with one: order an install, or "
+                           "give it a /local partition")
+    if session.identity is None or session.command_line.local != named.partuuid:
+        raise RefusedError(f"order {found.id} upgrades {found.host}, and this machine was not started with that host's "
+                           f"/local ({named.partuuid}) and the identity on it; start it from its own boot area")
+
+
 def _take(session: Session, found: Order) -> Mapping[str, object]:
     """Make `found` this session's order: on /local, in the journal, its release known."""
     session.order = found
@@ -168,10 +185,9 @@ def _take(session: Session, found: Order) -> Mapping[str, object]:
     if found.mode == "install" and session.command_line.local is not None and not mine:
         raise RefusedError(f"order {found.id} installs {found.host} anew, and this machine was started from its own "
                            "/local; boot it from the network, or issue an upgrade")
+    _require_home(session, found)
     if session.journal is not None:
-        state = session.journal.state
-        if state.order != found.id and session.journal.finished(found.id):
-            raise RefusedError(f"order {found.id} was carried out before; issue a new one")
+        session.journal.refuse_repeat(found.id)
         durable.write_file(session.recover / "order.json", session.envelope, 0o600)
         session.journal.order(found.id, found.mode, found.release.digest)
         session.journal.attempt()
@@ -200,10 +216,7 @@ def identify(session: Session) -> Mapping[str, object]:
         assert ordered.disks is not None
         disks.require_makeable(ordered.disks.root.fstype)
         session.found = disks.find_all(session.inventory(), ordered.disks)
-        if session.found.local is None or session.journal is None:
-            raise RefusedError(f"{ordered.host} has no /local; this version upgrades hosts with one: order an install, "
-                               "or give it a /local partition")
-        if session.journal.state.finished:
+        if session.journalled.state.finished:
             return {}
         if not session.wiped:
             disks.check_filesystem(session.found.root, ordered.disks.root, "root")

@@ -58,6 +58,9 @@ def find(session: Session) -> None:
         session.found = parts
         session.attach_local(local.device, there.fstype)
         session.identity = session.identity or identity.load(session.places.local)
+        if session.identity is not None and session.identity.host != session.ordered.host:
+            raise RefusedError(f"the order installs {session.ordered.host} and this disk says it is "
+                               f"{session.identity.host}; correct the host's entry and issue the order again")
         _journal_order(session)
 
 
