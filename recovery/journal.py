@@ -47,6 +47,8 @@ class State:
     mode: str | None = None
     release: str | None = None
     attempts: int = 0
+    fruitless: int = 0
+    """Starts of recovery since something was last done: a kernel that panics leaves nothing else behind."""
     failures: int = 0
     last_failure: str | None = None
     current: str | None = None
@@ -250,16 +252,16 @@ def _apply(state: State, record: Record) -> State:
     if record.event == "order":
         return _new_order(state, data)
     if record.event == "attempt":
-        return replace(state, attempts=state.attempts + 1)
+        return replace(state, attempts=state.attempts + 1, fruitless=state.fruitless + 1)
     if record.event == "frames":
-        return replace(state, frames=state.frames | _numbers(data["ranges"]))
+        return replace(state, fruitless=0, frames=state.frames | _numbers(data["ranges"]))
     if phase is None:
         raise ValueError(record.event)
     if record.event == "failed":
         return replace(state, failures=state.failures + 1, last_failure=record.message, current=phase)
     if record.event == "done":
         precious = state.order if phase == "preserve" else state.precious_order
-        return replace(state, done=state.done | {phase}, current=None, precious_order=precious,
+        return replace(state, done=state.done | {phase}, current=None, fruitless=0, precious_order=precious,
                        data={**state.data, phase: data})
     begun = PHASES.index(phase)
     kept = frozenset(name for name in state.done if PHASES.index(name) < begun)
@@ -280,7 +282,7 @@ def _new_order(state: State, data: Mapping[str, object]) -> State:
     if release == state.release and mode == state.mode:
         fresh = new_id != state.order  # somebody repaired something and issued again: all tries are to be had again
         return replace(state, order=new_id, attempts=0 if fresh else state.attempts,
-                       failures=0 if fresh else state.failures)
+                       fruitless=0 if fresh else state.fruitless, failures=0 if fresh else state.failures)
     kept = frozenset({"preserve"}) & state.done if state.wiped else frozenset()
     return State(new_id, mode, release, last_failure=state.last_failure, done=kept, wiped=state.wiped,
                  precious_order=state.precious_order if kept else None,
