@@ -7,7 +7,7 @@ installation, the parts of the recovery image that go to the boot area.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,11 @@ from recovery.session import Session
 
 if TYPE_CHECKING:
     from imaging.fetch import FrameFetcher
+    from imaging.index import Frame
     from imaging.sources import FrameSource, StageSource
+
+READERS = 2
+"""Threads that read the stage back; the digest of one frame is made while the next is read."""
 
 
 def content_urls(session: Session, first: Iterable[str] = ()) -> tuple[str, ...]:
@@ -67,19 +71,65 @@ def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
 
 
 def prepare(session: Session) -> int:
-    """Read the index; returns how many frames the stage lacks. Nothing is touched.
+    """Read the index and what is staged; returns how many frames are still to be fetched. Nothing is touched.
 
-    Raises NetworkError when frames are missing and no content server has the layer: better now than after the wipe.
+    Raises NetworkError when frames are missing and no content server gives one: better now than after the wipe.
     """
     release = session.release
     assert release is not None
     _, session.index = servers.read_index(sources(session), release)
-    lacking = missing(session)
+    done = restored(session)
+    check_stage(session, done)
+    lacking = [number for number in missing(session) if number not in done]
     frames = session.index.frames
-    session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them not in the stage")
+    session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them to be fetched")
     if lacking:
-        _require_server(session, frames[lacking[-1]].offset)
+        _require_server(session, frames[lacking[-1]])
     return len(lacking)
+
+
+def restored(session: Session) -> frozenset[int]:
+    """Return the numbers of the frames that are in the new root already and are not needed any more."""
+    assert session.index is not None
+    state = session.journal.state if session.journal is not None else None
+    if state is None or not state.wiped:
+        return frozenset()
+    return frozenset(range(len(session.index.frames))) if "restore" in state.done else state.frames
+
+
+def check_stage(session: Session, done: Collection[int]) -> None:
+    """Read the staged frames that are still needed against their digests; rotten ones count as missing.
+
+    They were right when they were staged, and that may be weeks ago on a disk that is failing.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    stage = stage_of(session)
+    if stage is None:
+        return
+    assert session.index is not None
+    frames, progress = session.index.frames, session.progress("disks")
+    staged = [number for number in range(len(frames)) if stage.has(number) and number not in done]
+    total, read, rotten = sum(frames[number].length for number in staged), 0, list[int]()
+    with ThreadPoolExecutor(READERS) as pool:
+        for number, sound in zip(staged, pool.map(lambda n: _is_sound(stage, frames[n]), staged), strict=True):
+            read += frames[number].length
+            progress("reading what is staged", read, total)
+            if not sound:
+                rotten.append(number)
+    if rotten:
+        session.log.say("disks", f"{len(rotten)} of {len(staged)} staged frames do not read back as they were staged, "
+                                 f"the first is number {rotten[0]}; they are fetched again: look at the disk")
+        stage.forget(rotten)
+
+
+def _is_sound(stage: StageSource, frame: Frame) -> bool:
+    from blake3 import blake3
+
+    try:
+        return blake3(stage.read(frame.offset, frame.length)).digest() == frame.digest
+    except RerootError:
+        return False
 
 
 def missing(session: Session) -> list[int]:
@@ -89,14 +139,17 @@ def missing(session: Session) -> list[int]:
     return [number for number in range(len(session.index.frames)) if stage is None or not stage.has(number)]
 
 
-def _require_server(session: Session, offset: int) -> None:
-    """Raise NetworkError unless a content server has the blob whole and serves ranges: a byte of it shows that."""
+def _require_server(session: Session, frame: Frame) -> None:
+    """Raise NetworkError unless a content server gives a frame that is missing, whole and right."""
+    from blake3 import blake3
+
     assert session.release is not None
     reasons = []
     for server in servers_of(session):
         try:
-            server.read(offset, 1)
-            return
+            if blake3(server.read(frame.offset, frame.length)).digest() == frame.digest:
+                return
+            reasons.append(f"{server.name}: it sent other bytes than the release has")
         except RerootError as error:
             reasons.append(f"{server.name}: {error.sentence}")
     raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons)}); check that one "
