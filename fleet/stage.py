@@ -23,6 +23,7 @@ from recovery.log import Log, size
 from recovery.order import Order
 from recovery.phases.content import fetch_part
 from recovery.report import Reporter
+from recovery.startable import require_startable
 from recovery.tickets import held, still_held
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def catalogue(identity: Identity, local: Path) -> TrustedCatalogue:
 def discard(recover: Path) -> None:
     """Remove the stage: the system it was for is up and well."""
     shutil.rmtree(recover / "stage", ignore_errors=True)
+
+
+def refuse_separate_boot(root: Path = Path("/")) -> None:
+    """Raise RefusedError when /boot is a filesystem of its own: the new root's kernel would not be what starts."""
+    boot = root / "boot"
+    if boot.exists() and boot.stat().st_dev != root.stat().st_dev:
+        raise RefusedError("/boot is a filesystem of its own on this host, and the boot menu finds kernels on the root "
+                           "filesystem only; nothing was touched: move /boot there, or order an install")
 
 
 class Stager:
@@ -75,6 +84,7 @@ class Stager:
             raise RefusedError(f"order {self.order.id} names no /local and recovery needs one for what is precious; "
                                "give this host a /local partition, or order an install")
         disks.require_makeable(self.order.disks.root.fstype)
+        refuse_separate_boot()
 
     # -- the release -----------------------------------------------------------------------------------------
 
@@ -112,6 +122,7 @@ class Stager:
         places = tuple(dict.fromkeys((*urls, *self.order.content, self.order.control)))
         sources: list[FrameSource] = [HttpSource(url, release.layer_digest) for url in places]
         packed, index = servers.read_index(sources, release)
+        require_startable(index.entries, release.ref)
         fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
         with StageWriter(self.folder, release.layer_digest) as stage:
             todo = [number for number in range(len(index.frames)) if not stage.has(number)]

@@ -10,22 +10,20 @@ from urllib.parse import urlencode
 from plumbing import clock, durable
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, identity, servers
+from recovery import disks, fstab, identity, servers
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
 from recovery.drive import NoOrderError
 from recovery.order import Order
 from recovery.session import Session, fstype_of
+from recovery.startable import require_startable
 
 DEVICE_WAIT_S = 20.0
 """How long disks may take to show up after their drivers were loaded, in seconds."""
 
 LEAST_MEMORY_BYTES = 96 << 20
 """Memory that must be free: the index, a few unpacked frames, the page cache that mkfs and tar-sized writes need."""
-
-ROOT_SLACK = 1.10
-"""A filesystem needs more than the bytes in it: inodes, journal, reserve."""
 
 
 def connect(session: Session) -> Mapping[str, object]:
@@ -209,7 +207,7 @@ def identify(session: Session) -> Mapping[str, object]:
     if ordered.mode == "install":
         from recovery.phases import blank
 
-        blank.find(session)
+        root_bytes = blank.find(session)
         if session.journal is not None and session.journal.state.finished:
             return {}
     else:
@@ -220,16 +218,28 @@ def identify(session: Session) -> Mapping[str, object]:
             return {}
         if not session.wiped:
             disks.check_filesystem(session.found.root, ordered.disks.root, "root")
+            _refuse_separate_boot(session, session.found.root)
         _check_boot_area(session)
+        root_bytes = session.found.root.size_bytes
     assert session.release is not None
     require_memory(session.places.meminfo)
-    if session.found is not None:
-        needed = int(session.release.raw_bytes * ROOT_SLACK)
-        disks.require_size(session.found.root, needed, f"release {session.release.ref}")
-    from recovery.phases import content
+    from recovery.phases import content, room
 
     missing = content.prepare(session)
-    return {"frames": len(session.index.frames) if session.index else 0, "missing": missing}
+    assert session.index is not None
+    require_startable(session.index.entries, session.release.ref)
+    room.require(session, root_bytes)
+    return {"frames": len(session.index.frames), "missing": missing}
+
+
+def _refuse_separate_boot(session: Session, root: Partition) -> None:
+    """A kernel in a /boot of its own would stay the old one, and nothing but it would start."""
+    with session.look(root) as old:
+        separate = "/boot" in fstab.points(fstab.read(old))
+    if separate:
+        raise RefusedError(f"{session.ordered.host} has a separate /boot (its /etc/fstab says so), and the boot menu "
+                           "finds kernels on the root filesystem only; nothing was touched: move /boot there, or order "
+                           "an install")
 
 
 def _check_boot_area(session: Session) -> None:

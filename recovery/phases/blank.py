@@ -28,8 +28,11 @@ def _plan(session: Session) -> tuple[LayoutPlan, Disk]:
     return layout.plan(wanted, disk, session.ordered.id), disk
 
 
-def find(session: Session) -> None:
-    """Find the disk, see that the layout fits it and this firmware, and take up an installation that was cut short."""
+def find(session: Session) -> int:
+    """Find the disk, see that the layout fits it and this firmware, and take up an installation that was cut short.
+
+    Returns the size of the root to be, in bytes.
+    """
     wanted = session.ordered.layout
     assert wanted is not None
     uefi = (session.places.sysfs / "firmware/efi").is_dir()
@@ -41,27 +44,30 @@ def find(session: Session) -> None:
         raise RefusedError("the order's layout has no local partition, where the journal and the host's identity live; "
                            "add one to the host's entry")
     root = plan.partition("root")
-    assert root is not None and session.release is not None
-    if root.size_bytes < session.release.raw_bytes * 1.10:
-        raise DiskError(f"release {session.release.ref} has {session.release.raw_bytes >> 20} MiB and the layout's "
-                        f"root {root.size_bytes >> 20} MiB; make it larger")
+    assert root is not None
     for line in layout.show(plan, disk).splitlines():
         session.log.say("disks", line)
-    if not layout.is_finished(plan, disk):
-        return
+    if layout.is_finished(plan, disk):
+        _take_up(session, plan, disk)
+    return root.size_bytes
+
+
+def _take_up(session: Session, plan: LayoutPlan, disk: Disk) -> None:
+    """Go on with the /local that this very order has made, if that is whole."""
     parts = _parts(plan, disk.partitions)
     local = parts.local
     there = disks.identify(local.device) if local is not None else None
     made = plan.partition("local")
-    if local is not None and there is not None and made is not None and there.uuid == made.fs_uuid:
-        session.log.say("disks", "this order's layout is on the disk already; going on from there")
-        session.found = parts
-        session.attach_local(local.device, there.fstype)
-        session.identity = session.identity or identity.load(session.places.local)
-        if session.identity is not None and session.identity.host != session.ordered.host:
-            raise RefusedError(f"the order installs {session.ordered.host} and this disk says it is "
-                               f"{session.identity.host}; correct the host's entry and issue the order again")
-        _journal_order(session)
+    if local is None or there is None or made is None or there.uuid != made.fs_uuid:
+        return
+    session.log.say("disks", "this order's layout is on the disk already; going on from there")
+    session.found = parts
+    session.attach_local(local.device, there.fstype)
+    session.identity = session.identity or identity.load(session.places.local)
+    if session.identity is not None and session.identity.host != session.ordered.host:
+        raise RefusedError(f"the order installs {session.ordered.host} and this disk says it is "
+                           f"{session.identity.host}; correct the host's entry and issue the order again")
+    _journal_order(session)
 
 
 def _journal_order(session: Session) -> Journal:
