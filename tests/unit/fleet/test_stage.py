@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import Machine, Server, free_port, make_site, serving, wait_until
 
-from fleet import agent
+from fleet import agent, stage
 from fleet.stage import WINDOW, Stager, refuse_separate_boot
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
@@ -216,6 +216,18 @@ def test_a_release_without_a_kernel_is_refused_before_anything_is_staged(bench: 
     Catalogue(site.catalogue, site.keys).publish("releases/debian/0/amd64.json", manifest)
     with pytest.raises(RefusedError, match="has no kernel"):
         bench.stager(release=Target("releases/debian/0/amd64.json", Release.parse(manifest).digest))._frames()
+    assert list((bench.local / "recover/stage").iterdir()) == []
+
+
+def test_a_boot_of_its_own_is_asked_for_before_anything_is_staged(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RefusedError("/boot is a filesystem of its own")
+
+    monkeypatch.setattr(stage, "refuse_separate_boot", refuse)
+    with pytest.raises(RefusedError, match="of its own"):
+        bench.stager().run(b"")
+    assert not (bench.local / "recover/order.json").exists()
     assert list((bench.local / "recover/stage").iterdir()) == []
 
 

@@ -69,6 +69,15 @@ def test_an_install(alpha: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert alpha.boots() == "system"
 
 
+def test_a_release_that_the_layout_s_root_does_not_take_is_refused_before_the_layout(
+        alpha: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    makes = installing(alpha, monkeypatch)
+    (tmp_path / "new/more").write_bytes(bytes(45 << 20))
+    alpha.order = reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
+    _, menus = _drive(alpha)
+    assert len(menus) == 1 and "takes 48 MiB" in menus[0] and makes == []
+
+
 # -- what an unfinished upgrade left ---------------------------------------------------------------------------
 
 
