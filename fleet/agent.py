@@ -15,17 +15,16 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from http import HTTPStatus
 from pathlib import Path
 
 from fleet import health, inventory, stage
 from plumbing import clock, durable
 from plumbing.digest import sha256
-from plumbing.errors import CommandError, ConfigError, NetworkError, RefusedError, RerootError, TrustError
+from plumbing.errors import CommandError, ConfigError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
 from plumbing.run import run
 from precious import archives
-from recovery import identity, lastgasp, network, report
+from recovery import identity, lastgasp, network, report, servers
 from recovery import order as orders
 from recovery.drive import as_error
 from recovery.identity import Identity
@@ -39,9 +38,11 @@ from recovery.report import Reporter
 LOCAL = Path("/local")
 POLL_S = 25
 """How long one question for an order waits for an answer, in seconds."""
+ANSWER_S = 30.0
+"""How long any answer may take from its first byte to its last, in seconds: a server that drips holds nobody."""
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0
 """How long to wait after a failure, doubled each time, with a random half added so that a fleet spreads out."""
-MAX_ORDER_BYTES = 1 << 20
+MAX_ROOT_BYTES = 1 << 20
 MOST_BOOTS = 10
 """How often one order may take this host into recovery: where recovery itself cannot start or reach anyone, GRUB brings
 the old system back each time, and nobody else counts."""
@@ -193,16 +194,10 @@ class Agent:
     def _ask(self) -> bytes | None:
         client = self.identity.client(timeout_s=POLL_S + 15.0)
         try:
-            answer = client.request("GET", f"/api/v1/hosts/{self.identity.host}/order?wait={POLL_S}",
-                                    max_bytes=MAX_ORDER_BYTES)
+            return servers.current_order(client, f"/api/v1/hosts/{self.identity.host}/order?wait={POLL_S}",
+                                         deadline_s=POLL_S + ANSWER_S)
         finally:
             client.close()
-        if answer.status == HTTPStatus.NO_CONTENT:
-            return None
-        if answer.status != HTTPStatus.OK:
-            answer.accepted()
-            raise NetworkError(f"{self.identity.control} answered {answer.status} when asked for the order")
-        return answer.body
 
     def _verified(self, envelope: bytes) -> Order | None:
         """Return the order when it is ours, new and valid; None when there is nothing to do about it."""
@@ -291,8 +286,9 @@ def trusted_root(control: str, digest: str) -> bytes:
     client = Client(control)
     try:
         for version in range(1, MAX_ROOTS + 1):
-            answer = client.request("GET", f"/catalogue/metadata/{version}.root.json", max_bytes=MAX_ORDER_BYTES)
-            if answer.status != HTTPStatus.OK:
+            answer = client.request("GET", f"/catalogue/metadata/{version}.root.json", max_bytes=MAX_ROOT_BYTES,
+                                    deadline_s=ANSWER_S)
+            if answer.status != 200:
                 break
             if sha256(answer.body) == digest.strip().lower():
                 return answer.body

@@ -8,7 +8,7 @@ host; a stage that was cut short goes on where it stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING
 
 from imaging import recovery_manifest
 from plumbing import durable
-from plumbing.digest import sha256
-from plumbing.errors import NetworkError, RefusedError, RerootError, TrustError
-from recovery import bootloader, disks, firststage
+from plumbing.errors import RefusedError
+from recovery import bootloader, disks, firststage, servers
 from recovery.identity import AGENT, Identity
 from recovery.log import Log, size
 from recovery.order import Order
 from recovery.phases.content import fetch_part
 from recovery.report import Reporter
+from recovery.startable import require_startable
 from recovery.tickets import held, still_held
 
 if TYPE_CHECKING:
-    from imaging.index import Index
     from imaging.release import Release
     from imaging.sources import FrameSource
     from imaging.trusted import TrustedCatalogue
@@ -41,17 +40,20 @@ SLACK_BYTES = 64 << 20
 
 def catalogue(identity: Identity, local: Path) -> TrustedCatalogue:
     """Return the site's catalogue as this host's trust root sees it now."""
-    from imaging.trusted import TrustedCatalogue
-
-    cache = local / "recover/trust"
-    durable.make_folder(cache, 0o700)
-    return TrustedCatalogue((local / AGENT / "root.json").read_bytes(), f"{identity.control}/catalogue/metadata/",
-                            f"{identity.control}/catalogue/targets/", cache)
+    return servers.catalogue(local / AGENT / "root.json", identity.control, local / "recover/trust")
 
 
 def discard(recover: Path) -> None:
     """Remove the stage: the system it was for is up and well."""
     shutil.rmtree(recover / "stage", ignore_errors=True)
+
+
+def refuse_separate_boot(root: Path = Path("/")) -> None:
+    """Raise RefusedError when /boot is a filesystem of its own: the new root's kernel would not be what starts."""
+    boot = root / "boot"
+    if boot.exists() and boot.stat().st_dev != root.stat().st_dev:
+        raise RefusedError("/boot is a filesystem of its own on this host, and the boot menu finds kernels on the root "
+                           "filesystem only; nothing was touched: move /boot there, or order an install")
 
 
 class Stager:
@@ -82,20 +84,15 @@ class Stager:
             raise RefusedError(f"order {self.order.id} names no /local and recovery needs one for what is precious; "
                                "give this host a /local partition, or order an install")
         disks.require_makeable(self.order.disks.root.fstype)
+        refuse_separate_boot()
 
     # -- the release -----------------------------------------------------------------------------------------
-
-    def _manifest(self, target: str, digest: str) -> bytes:
-        manifest = self.believed.fetch(target)
-        if sha256(manifest) != digest:
-            raise TrustError(f"the catalogue's {target} is not what order {self.order.id} names; issue the order again")
-        return manifest
 
     def _frames(self) -> dict[str, object]:
         from imaging.release import Release
 
         assert self.order.release is not None
-        release = Release.parse(self._manifest(self.order.release.target, self.order.release.digest))
+        release = Release.parse(servers.manifest(self.believed, self.order.release, self.order.id))
         there = self._drop_others(release.layer_digest.removeprefix("sha256:"))
         disks.require_space(self.folder, max(0, release.layer_size - there) + SLACK_BYTES,
                             f"the stage of release {release.ref}")
@@ -124,7 +121,8 @@ class Stager:
         urls = (ticket.url for ticket in tickets if ticket.url)
         places = tuple(dict.fromkeys((*urls, *self.order.content, self.order.control)))
         sources: list[FrameSource] = [HttpSource(url, release.layer_digest) for url in places]
-        packed, index = _index(sources, release)
+        packed, index = servers.read_index(sources, release)
+        require_startable(index.entries, release.ref)
         fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
         with StageWriter(self.folder, release.layer_digest) as stage:
             todo = [number for number in range(len(index.frames)) if not stage.has(number)]
@@ -150,7 +148,7 @@ class Stager:
         """Fetch the recovery image and make it startable beside the host's own system; returns its bytes."""
         if self.order.recovery is None:
             raise RefusedError(f"order {self.order.id} names no recovery image; issue it again with --recovery")
-        manifest = self._manifest(self.order.recovery.target, self.order.recovery.digest)
+        manifest = servers.manifest(self.believed, self.order.recovery, self.order.id)
         parts = recovery_manifest.parts(manifest, recovery_manifest.STARTED)
         folder = self.folder / "image"
         durable.make_folder(folder)
@@ -188,18 +186,6 @@ class Stager:
                 return
         with disks.mounted(boot.device, Path("/run/reroot/boot"), "vfat") as area:
             yield area
-
-
-def _index(sources: Sequence[FrameSource], release: Release) -> tuple[bytes, Index]:
-    """Return the release's index, packed and read, from the first source that gives the bytes it was signed for."""
-    reasons = []
-    for source in sources:
-        try:
-            packed = source.read(release.index_offset, release.index_length)
-            return packed, release.read_index(packed)
-        except RerootError as error:
-            reasons.append(f"{source.name}: {error.sentence}")
-    raise NetworkError(f"no content server has the release ({'; '.join(reasons)}); check that one of them runs")
 
 
 def prepare(order: Order, envelope: bytes, identity: Identity, local: Path, log: Log,

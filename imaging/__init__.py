@@ -7,7 +7,7 @@ manifest (`release`) in an OCI layout (`store`). `capture` drives them. `catalog
 made, after `metadata` has checked what is there; `audit` reads a stored release back.
 
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
-believe no source, `restore` makes the tree, `verify` reads it back from the disk.
+believe no source, `restore` makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.
 
 `recovery_image` builds what a host boots to do that; `recovery_manifest` says what is in it. Nothing in this room
 talks to a host.

@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -129,6 +129,10 @@ class StageSource:
     def has(self, number: int) -> bool:
         """Whether the frame of that number is here."""
         return number in self._have.frames
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Count frames as absent from now on: somebody read them and found them rotten. Nothing is written."""
+        self._have = _Have([record for record in self._have.records if record[2] not in numbers])
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a range that was staged; raises NotFoundError for any other."""

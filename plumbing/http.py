@@ -102,10 +102,11 @@ class Client:
             self.close()
         return Response(reply.status, {k.lower(): v for k, v in reply.getheaders()}, data)
 
-    def post_json(self, path: str, value: object, *, max_bytes: int = 16 << 20) -> Response:
-        """POST `value` as JSON."""
+    def post_json(self, path: str, value: object, *, max_bytes: int = 16 << 20,
+                  deadline_s: float | None = None) -> Response:
+        """POST `value` as JSON; the rest is as `request` has it."""
         return self.request("POST", path, body=json.dumps(value).encode(),
-                            headers={"Content-Type": "application/json"}, max_bytes=max_bytes)
+                            headers={"Content-Type": "application/json"}, max_bytes=max_bytes, deadline_s=deadline_s)
 
     def get_range(self, path: str, offset: int, length: int, *, deadline_s: float | None = None) -> bytes:
         """Fetch exactly `length` bytes from `offset`; raises NetworkError or CorruptError."""

@@ -8,7 +8,7 @@ The data meets the modules in this order:
 3. `detours`      patterns that would keep nothing because their way leads through a link
 4. `flags`        inode flags, which no archive holds: told
 5. `selection`    what is kept of the old root, from the four above
-6. `returning`    what of it goes to the new root, in blocks and inodes (pure)
+6. `returning`    what of it goes to the new root (pure)
 7. `keep`         write the archive with its digests, read it back from the disk
 8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
 9. `acl`, `names`  whose the kept files are then (pure)

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,11 +18,12 @@ from blake3 import blake3
 
 from imaging.capture import write_layer
 from imaging.entry import Entry, Extent, Progress, printable
+from imaging.footprint import Footprint, footprint
 from imaging.index import Index, decode
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError
-from precious import returning
 from precious.policy import Policy
+from precious.returning import without
 from precious.selection import select
 
 ARCHIVE, SUMMARY = "precious.tar.zst", "kept.json"
@@ -45,20 +45,11 @@ class Kept:
         """The archive's file."""
         return self.folder / ARCHIVE
 
-    @cached_property
-    def _returning(self) -> tuple[Entry, ...]:
+    @property
+    def footprint(self) -> Footprint:
+        """What putting back takes in the new root; unlisted files stay in the archive."""
         left = {entry.path: entry for entry in self.index.entries if entry.path in self.unlisted}
-        return tuple(returning.without((entry for entry in self.index.entries if entry.path not in left), left))
-
-    @property
-    def returning_bytes(self) -> int:
-        """The whole blocks that putting back takes in the new root, in bytes; unlisted files stay in the archive."""
-        return returning.disk_bytes(self._returning)
-
-    @property
-    def returning_inodes(self) -> int:
-        """How many inodes putting back takes in the new root."""
-        return returning.inodes(self._returning)
+        return footprint(without((entry for entry in self.index.entries if entry.path not in left), left))
 
     def to_json(self) -> dict[str, object]:
         """Return counts and names for reports; sizes in bytes."""

@@ -5,11 +5,12 @@ In the order in which they meet the data:
 - `fields`, `order` (pure): the signed order, every field checked.
 - `journal`: what was done already, so that a power cut resumes there.
 - `gpt` (pure), `disks`: which partition is which, never by a name that can move; mounting, making filesystems.
+- `ext4`, `startable`, `fstab` (pure): what fits into the new root, whether it could start, what it mounts.
 - `layout`: what an install makes of a blank disk, shown before it runs.
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.
 - `cmdline` (pure), `init`: process 1, which starts the worker and watches it.
-- `identity`, `network`: who this machine is, and its way to the control server.
+- `identity`, `network`, `servers`: who this machine is, its way to the control server, what it asks there.
 - `machine` (pure table, drawn in docs/machines/recovery.dot), `drive`, `session`: what comes after what, what is
   known and held open meanwhile.
 - `phases`: `begin` (network, order, disks), `content` (where bytes come from), `keep` (preserve, wipe), `blank` (both

@@ -233,15 +233,18 @@ def require_makeable(fstype: str) -> None:
                            "host with a root of type ext4")
 
 
-def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None) -> None:
+def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None,
+                    inodes: int | None = None) -> None:
     """Make a new, empty filesystem on `device`; everything on it goes. `uuid` keeps what fstab and GRUB refer to.
 
-    For vfat, `uuid` is the XXXX-XXXX volume id. Raises RefusedError when the device is mounted.
+    For vfat, `uuid` is the XXXX-XXXX volume id. `inodes` is how many an ext4 gets, None for mke2fs's own number.
+    Raises RefusedError when the device is mounted.
     """
     refuse_mounted(device)
     if fstype == "ext4":
         argv: list[str] = ["mkfs.ext4", "-q", "-F"]
         argv += (["-L", label] if label else []) + (["-U", uuid] if uuid else [])
+        argv += ["-N", str(inodes)] if inodes else []
     elif fstype == "vfat":
         argv = ["mkfs.vfat"] + (["-n", label] if label else []) + (["-i", uuid.replace("-", "")] if uuid else [])
     else:
@@ -322,10 +325,3 @@ def require_space(path: Path, needed_bytes: int, purpose: str) -> None:
     if free < needed_bytes:
         raise DiskError(f"{purpose} needs {needed_bytes >> 20} MiB on {path} and {free >> 20} MiB are free; make room "
                         "or use a larger disk")
-
-
-def require_size(part: Partition, needed_bytes: int, purpose: str) -> None:
-    """Raise DiskError when the partition is smaller than `needed_bytes`, before anything is touched."""
-    if part.size_bytes < needed_bytes:
-        raise DiskError(f"{purpose} needs {needed_bytes >> 20} MiB and {part.device} has {part.size_bytes >> 20} MiB; "
-                        "use a larger partition or a smaller release")

@@ -67,6 +67,7 @@ class Drive:
         self._attempt = spent + 1
         self._failure: tuple[State, RerootError] | None = None
         self._lost = False
+        self._slowed = False
 
     def run(self, state: State = State.NETWORK, why: RerootError | None = None) -> State:
         """Go from `state` to State.REBOOT; `why` is the failure when the start is not the beginning."""
@@ -109,7 +110,26 @@ class Drive:
         figures["seconds"] = round(clock.monotonic() - began, 2)
         session.log.say(phase, f"done in {figures['seconds']} s")
         session.reporter.send(phase, "done", figures)
-        return Event.DONE
+        return self._fruitless() if state is State.ORDER else Event.DONE
+
+    def _fruitless(self) -> Event:
+        """Say whether boot after boot of this machine came to nothing; then it tells people and waits, once a boot.
+
+        A kernel that panics never gets to the end of its attempts: only the journal knows how often it began.
+        """
+        session = self._session
+        starts = session.journal.state.fruitless if session.journal is not None else 0
+        if not machine.is_fruitless(starts, wiped=session.wiped, slowed=self._slowed):
+            return Event.DONE
+        # the count is left out: the sentence must stay the same for the mail to be sent once
+        self._failure = State.ORDER, RerootError(
+            "recovery was started again and again after the root was wiped and got nowhere; look at this machine's "
+            "console (a kernel panic, memory, the disk), then repair it or issue a new order")
+        error = self._failure[1]
+        session.log.say("order", f"{starts} starts without any progress: {error.sentence}")
+        session.reporter.send("order", "failed", {"kind": error.kind.value, "attempt": self._attempt, "final": True,
+                                                  "wiped": True}, error.sentence)
+        return Event.FRUITLESS
 
     def _met(self, state: State, error: RerootError) -> Event:
         session = self._session
@@ -120,9 +140,11 @@ class Drive:
         session.reporter.send(state.value, "failed", {
             "kind": error.kind.value, "attempt": self._attempt, "final": event is not Event.AGAIN,
             "wiped": session.wiped, "log": list(session.log.last(20))}, plain(error.sentence))
-        if session.journal is not None:
+        journal = session.journal
+        mine = session.order is None or (journal is not None and journal.state.order == session.order.id)
+        if journal is not None and mine:  # an order that was refused leaves no trace in the journal of another
             with suppress(OSError):  # a failing /local is told about, it does not hide the first failure
-                session.journal.failed(state.value, plain(error.sentence), {"kind": error.kind.value})
+                journal.failed(state.value, plain(error.sentence), {"kind": error.kind.value})
         return event
 
     def _attempts(self) -> int:
@@ -134,6 +156,7 @@ class Drive:
         self._session.detach()
         self._pause(wait_s)
         self._attempt += 1
+        self._slowed = True
         return Event.DONE
 
     def _failed(self) -> Event:
@@ -168,6 +191,7 @@ class Drive:
         error = self._failure[1].sentence if self._failure else "asked for on the kernel command line"
         # an enrolled host has nothing else to do here: it goes on asking for an order
         heals = self._lost or self._session.command_line.local is not None
+        self._slowed = True
         event = self._menu(error, machine.rescue_pause_s(self._jitter()) if heals else None)
         if event is Event.AGAIN:
             self._session.detach()

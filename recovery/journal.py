@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plumbing import clock, durable
-from plumbing.errors import CorruptError, UsageError
+from plumbing.errors import CorruptError, RefusedError, UsageError
 
 PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
 EVERY_BOOT = frozenset({"network", "order", "disks"})
@@ -47,6 +47,8 @@ class State:
     mode: str | None = None
     release: str | None = None
     attempts: int = 0
+    fruitless: int = 0
+    """Starts of recovery since something was last done: a kernel that panics leaves nothing else behind."""
     failures: int = 0
     last_failure: str | None = None
     current: str | None = None
@@ -124,6 +126,17 @@ def replay(records: Iterable[Record]) -> State:
     return state
 
 
+def carried_out(records: Iterable[Record], order_id: str) -> bool:
+    """Whether the order with this id came to its end somewhere in `records`."""
+    current: object = None
+    for record in records:
+        if record.event == "order":
+            current = record.data.get("id")
+        elif record.event == "done" and record.phase == "finish" and current == order_id:
+            return True
+    return False
+
+
 def to_ranges(frames: Collection[int]) -> list[Range]:
     """Write frame numbers as ascending ranges."""
     ranges: list[Range] = []
@@ -149,7 +162,11 @@ class Journal:
         self.state = replay(records)
 
     def order(self, order_id: str, mode: str, release: str | None) -> State:
-        """Record which order is being carried out; `release` is its digest. Repeating it adds nothing."""
+        """Record which order is being carried out; `release` is its digest. Repeating it adds nothing.
+
+        Raises RefusedError as `refuse_repeat` does.
+        """
+        self.refuse_repeat(order_id)
         now = self.state
         if (now.order, now.mode, now.release) != (order_id, mode, release):
             self._append("order", data={"id": order_id, "mode": mode, "release": release})
@@ -178,13 +195,12 @@ class Journal:
 
     def finished(self, order_id: str) -> bool:
         """Whether the order with this id was carried out to its end, ever, by this journal's account."""
-        current: object = None
-        for record in self.records:
-            if record.event == "order":
-                current = record.data.get("id")
-            elif record.event == "done" and record.phase == "finish" and current == order_id:
-                return True
-        return False
+        return carried_out(self.records, order_id)
+
+    def refuse_repeat(self, order_id: str) -> None:
+        """Raise RefusedError for an order that was carried out before the current one: whoever sends it replays it."""
+        if self.state.order != order_id and self.finished(order_id):
+            raise RefusedError(f"order {order_id} was carried out before; nothing is done: issue a new one")
 
     def _append(
         self, event: str, phase: str | None = None, data: Mapping[str, object] | None = None,
@@ -236,16 +252,16 @@ def _apply(state: State, record: Record) -> State:
     if record.event == "order":
         return _new_order(state, data)
     if record.event == "attempt":
-        return replace(state, attempts=state.attempts + 1)
+        return replace(state, attempts=state.attempts + 1, fruitless=state.fruitless + 1)
     if record.event == "frames":
-        return replace(state, frames=state.frames | _numbers(data["ranges"]))
+        return replace(state, fruitless=0, frames=state.frames | _numbers(data["ranges"]))
     if phase is None:
         raise ValueError(record.event)
     if record.event == "failed":
         return replace(state, failures=state.failures + 1, last_failure=record.message, current=phase)
     if record.event == "done":
         precious = state.order if phase == "preserve" else state.precious_order
-        return replace(state, done=state.done | {phase}, current=None, precious_order=precious,
+        return replace(state, done=state.done | {phase}, current=None, fruitless=0, precious_order=precious,
                        data={**state.data, phase: data})
     begun = PHASES.index(phase)
     kept = frozenset(name for name in state.done if PHASES.index(name) < begun)
@@ -266,7 +282,7 @@ def _new_order(state: State, data: Mapping[str, object]) -> State:
     if release == state.release and mode == state.mode:
         fresh = new_id != state.order  # somebody repaired something and issued again: all tries are to be had again
         return replace(state, order=new_id, attempts=0 if fresh else state.attempts,
-                       failures=0 if fresh else state.failures)
+                       fruitless=0 if fresh else state.fruitless, failures=0 if fresh else state.failures)
     kept = frozenset({"preserve"}) & state.done if state.wiped else frozenset()
     return State(new_id, mode, release, last_failure=state.last_failure, done=kept, wiped=state.wiped,
                  precious_order=state.precious_order if kept else None,

@@ -130,11 +130,12 @@ def is_finished(wanted: LayoutPlan, disk: Disk) -> bool:
 
 def apply(
     wanted: LayoutPlan, *, look: Callable[[], tuple[Disk, ...]] = inventory,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None, root_inodes: int | None = None,
 ) -> tuple[Partition, ...]:
     """Partition the disk and make its filesystems, unless the same plan was carried out to its end already.
 
-    `look` returns the disks as they are now; `say` gets one line per step. Returns the partitions, in order.
+    `look` returns the disks as they are now; `say` gets one line per step; `root_inodes` is make_filesystem's
+    `inodes` for the root. Returns the partitions, in order.
     Raises RefusedError when the disk is in use, DiskError when the result is not the plan.
     """
     disk = _disk(wanted, look())
@@ -154,7 +155,8 @@ def apply(
         if planned.fs is not None:
             say(f"{part.device}: making a {planned.fs} filesystem for {planned.name}")
             label = LABELS[planned.name][:11 if planned.fs == "vfat" else 16]
-            make_filesystem(part.device, planned.fs, label=label, uuid=planned.fs_uuid)
+            make_filesystem(part.device, planned.fs, label=label, uuid=planned.fs_uuid,
+                            inodes=root_inodes if planned.name == "root" else None)
     root = next(planned for planned in wanted.partitions if planned.name == "root")
     for part in disk.partitions:
         sync_device(part.device)

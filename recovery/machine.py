@@ -49,6 +49,8 @@ class Event(StrEnum):
     """It failed for good; there is no system to go back to."""
     NO_ORDER = "no_order"
     """There is no order for this machine, or the order is to show the menu."""
+    FRUITLESS = "fruitless"
+    """The root was wiped, and too many boots since then brought nothing: people are told, and it goes slowly on."""
 
 
 PHASES: tuple[State, ...] = (
@@ -68,6 +70,8 @@ PASSING = frozenset({Kind.NETWORK, Kind.BUSY, Kind.CORRUPT, Kind.COMMAND})
 
 BACKOFF_BASE_S = 5.0
 BACKOFF_CAP_S = 300.0
+MOST_FRUITLESS = 10
+"""How many starts after the border may bring no progress before a boot begins with gasp and pause."""
 RESCUE_EVERY_S = 900.0
 """How often the rescue menu of a lost machine runs the order again by itself, before jitter."""
 
@@ -81,6 +85,7 @@ def _table() -> dict[tuple[State, Event], State]:
         if state in BEFORE_WIPE:
             table[state, Event.UNTOUCHED] = State.FAILED
     table[State.ORDER, Event.NO_ORDER] = State.RESCUE
+    table[State.ORDER, Event.FRUITLESS] = State.GASP
     table[State.RETRY, Event.DONE] = State.NETWORK
     table[State.FAILED, Event.DONE] = State.REBOOT
     table[State.FAILED, Event.LOST] = State.GASP
@@ -110,6 +115,14 @@ def after_failure(state: State, kind: Kind, standing: Standing) -> Event:
     if standing.attempt < standing.attempts and (not untouched or kind in PASSING):
         return Event.AGAIN
     return Event.UNTOUCHED if untouched else Event.LOST
+
+
+def is_fruitless(starts: int, *, wiped: bool, slowed: bool) -> bool:
+    """Whether a boot is to tell people and pause before it goes on.
+
+    `starts` are the attempts in the journal since the last progress; `slowed` says that this boot has paused before.
+    """
+    return wiped and not slowed and starts > MOST_FRUITLESS
 
 
 def following(state: State, event: Event) -> State:

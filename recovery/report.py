@@ -22,6 +22,8 @@ QUEUE_LIMIT = 200
 """How many reports are kept while the server does not answer."""
 
 SEND_TIMEOUT_S = 10.0
+DEADLINE_S = 30.0
+"""How long one answer may take as a whole, in seconds: a server that drips bytes holds no report and no enrolment."""
 PROGRESS_EVERY_S = 5.0
 """Least time between two progress reports, in seconds."""
 
@@ -130,7 +132,8 @@ class Reporter:
         client = identity.client(timeout_s=SEND_TIMEOUT_S)
         try:
             answer = client.request("POST", f"/api/v1/hosts/{identity.host}/report", body=report.body(),
-                                    headers={"Content-Type": "application/json"}, max_bytes=1 << 16)
+                                    headers={"Content-Type": "application/json"}, max_bytes=1 << 16,
+                                    deadline_s=DEADLINE_S)
         except RerootError as error:
             self._complain(error.sentence)
             return False
@@ -172,7 +175,7 @@ def enrol(identity: Identity, secret: Mapping[str, str]) -> None:
     client = identity.client()
     try:
         answer = client.post_json("/api/v1/enrol", {
-            "host": identity.host, "public_key": public_key, **secret}, max_bytes=1 << 16)
+            "host": identity.host, "public_key": public_key, **secret}, max_bytes=1 << 16, deadline_s=DEADLINE_S)
     finally:
         client.close()
     if answer.status in (HTTPStatus.OK, HTTPStatus.CREATED):

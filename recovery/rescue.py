@@ -152,17 +152,19 @@ class Menu:
     """The menu on several consoles at once.
 
     `retry_s` is how many seconds without a key until the order is run again by itself; None waits for a person.
-    `alive` is called at least every few seconds, for the watcher.
+    `alive` is called at least every few seconds, for the watcher; `now` is the clock that `retry_s` runs on.
     """
 
     def __init__(self, consoles: Sequence[Console], choices: Choices, *, why: str, retry_s: float | None,
-                 alive: Callable[[], None] | None = None, shell: Sequence[str] = SHELL) -> None:
+                 alive: Callable[[], None] | None = None, shell: Sequence[str] = SHELL,
+                 now: Callable[[], float] = clock.monotonic) -> None:
         self._consoles = list(consoles)
         self._choices = choices
         self._why = plain(why)
         self._retry_s = retry_s
         self._alive = alive
         self._shell = shell
+        self._now = now
 
     def run(self) -> Event:
         """Serve the consoles until someone chooses, or time does: Event.AGAIN or Event.DONE (reboot)."""
@@ -173,7 +175,7 @@ class Menu:
             if self._alive is not None:
                 self._alive()
             busy = any(console.shell is not None for console in self._consoles)
-            left = None if deadline is None or busy else deadline - clock.monotonic()
+            left = None if deadline is None or busy else deadline - self._now()
             if left is not None and left <= 0:
                 self._tell("nobody is here: running the order again")
                 return Event.AGAIN
@@ -193,7 +195,7 @@ class Menu:
         return None
 
     def _deadline(self) -> float | None:
-        return None if self._retry_s is None else clock.monotonic() + self._retry_s
+        return None if self._retry_s is None else self._now() + self._retry_s
 
     def _wait(self, left_s: float | None) -> list[int]:
         poll = select.poll()

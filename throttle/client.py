@@ -20,6 +20,8 @@ OnWait = Callable[[float, str], None]
 """(seconds until the next try, the server's sentence)."""
 
 MIN_RETRY_S = 0.05
+DEADLINE_S = 90.0
+"""How long any answer may take as a whole, in seconds; the client's own limit is for each wait in it."""
 _LOST = frozenset({403, 404, 409})
 
 
@@ -72,7 +74,7 @@ def acquire(client: Client, service: str, *, wait_s: float, on_wait: OnWait | No
     while True:
         sent_s = clock.monotonic()
         try:
-            answer = client.post_json("/api/v1/tickets", {"service": service})
+            answer = client.post_json("/api/v1/tickets", {"service": service}, deadline_s=DEADLINE_S)
         except NetworkError as error:
             raise NetworkError(f"no ticket for {service}: {error.sentence}") from error
         try:
@@ -90,7 +92,7 @@ def acquire(client: Client, service: str, *, wait_s: float, on_wait: OnWait | No
 def renew(client: Client, ticket: str) -> Ticket:
     """Begin the lifetime anew; raises RefusedError when the ticket is not held any more."""
     sent_s = clock.monotonic()
-    answer = client.post_json(f"{_path(ticket)}/renew", {})
+    answer = client.post_json(f"{_path(ticket)}/renew", {}, deadline_s=DEADLINE_S)
     if answer.status in _LOST:
         raise RefusedError(f"ticket {ticket} is not held any more; stop using its provider and get a new one")
     return _read(answer, sent_s)
@@ -98,7 +100,7 @@ def renew(client: Client, ticket: str) -> Ticket:
 
 def give_back(client: Client, ticket: str) -> None:
     """End the ticket; giving back one that has ended is fine."""
-    client.request("DELETE", _path(ticket)).accepted()
+    client.request("DELETE", _path(ticket), deadline_s=DEADLINE_S).accepted()
 
 
 def _keep(client: Client, held: Ticket, stop: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """What each phase does (I/O), each of them safe to do again: a Session comes in fuller than it went.
 
 - `begin`: network, order, disks: who this is, what it is told, what it is made of; nothing is touched.
+- `content`, `room`: where bytes come from, and whether they fit.
 - `keep`: preserve and wipe, on both sides of the border.
 - `blank`: what is different when the order is to install a blank or broken machine.
 - `fill`: restore and verify.

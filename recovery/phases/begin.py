@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from plumbing import clock, durable
-from plumbing.digest import sha256
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, identity
+from recovery import disks, fstab, identity, servers
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
 from recovery.drive import NoOrderError
 from recovery.order import Order
 from recovery.session import Session, fstype_of
-
-if TYPE_CHECKING:
-    from imaging.trusted import TrustedCatalogue
+from recovery.startable import require_startable
 
 DEVICE_WAIT_S = 20.0
 """How long disks may take to show up after their drivers were loaded, in seconds."""
 
 LEAST_MEMORY_BYTES = 96 << 20
 """Memory that must be free: the index, a few unpacked frames, the page cache that mkfs and tar-sized writes need."""
-
-ROOT_SLACK = 1.10
-"""A filesystem needs more than the bytes in it: inodes, journal, reserve."""
-
-MAX_ORDER_BYTES = 1 << 20
 
 
 def connect(session: Session) -> Mapping[str, object]:
@@ -98,7 +88,8 @@ def obtain(session: Session) -> Mapping[str, object]:
     control = session.identity.control if session.identity is not None else session.command_line.control
     if control is None:
         raise NoOrderError("this machine knows no control server and has no order; nothing was touched")
-    session.catalogue = _catalogue(session, control)
+    cache = (session.recover if session.local_mounted else session.places.scratch) / "trust"
+    session.catalogue = servers.catalogue(session.places.trust_root, control, cache)
     fresh, why = _ask(session, control)
     candidates = [("the control server", fresh)] if fresh is not None else []
     path = session.recover / "order.json"
@@ -117,19 +108,6 @@ def obtain(session: Session) -> Mapping[str, object]:
     return _take(session, found)
 
 
-def _catalogue(session: Session, control: str) -> TrustedCatalogue:
-    cache = (session.recover if session.local_mounted else session.places.scratch) / "trust"
-    durable.make_folder(cache, 0o700)
-    try:
-        root = session.places.trust_root.read_bytes()
-    except OSError as error:
-        raise TrustError(f"{session.places.trust_root} is not in this recovery image ({error.strerror}); build it "
-                         "again with the site's keys") from error
-    from imaging.trusted import TrustedCatalogue
-
-    return TrustedCatalogue(root, f"{control}/catalogue/metadata/", f"{control}/catalogue/targets/", cache)
-
-
 def _ask(session: Session, control: str) -> tuple[bytes | None, RerootError | None]:
     """Return the control server's envelope, or None; and why it could not be asked, if so."""
     if session.identity is not None:
@@ -140,13 +118,7 @@ def _ask(session: Session, control: str) -> tuple[bytes | None, RerootError | No
         client = Client(control)
         path = "/api/v1/boot/order?" + urlencode([*words, *([("serial", serial)] if serial else [])])
     try:
-        answer = client.request("GET", path, max_bytes=MAX_ORDER_BYTES)
-        if answer.status == HTTPStatus.OK:
-            return answer.body, None
-        if answer.status == HTTPStatus.NO_CONTENT:
-            return None, None
-        answer.accepted()
-        raise NetworkError(f"{control} answered {answer.status} when asked for the order")
+        return servers.current_order(client, path), None
     except RerootError as error:
         session.log.say("order", f"no fresh order: {error.sentence}")
         return None, error
@@ -184,6 +156,23 @@ def _first_valid(session: Session, candidates: list[tuple[str, bytes]]) -> Order
     raise first
 
 
+def _require_home(session: Session, found: Order) -> None:
+    """Raise RefusedError unless an upgrade finds, on the /local that it names, who this host is.
+
+    The kernel command line says where /local is, and anybody on the network may have written it: leaving the word out,
+    or naming another partition, must not spare an order the comparison with the host it is for.
+    """
+    if found.disks is None:
+        return
+    named = found.disks.local
+    if named is None:
+        raise RefusedError(f"{found.host} has no /local; this version upgrades hosts with one: order an install, or "
+                           "give it a /local partition")
+    if session.identity is None or session.command_line.local != named.partuuid:
+        raise RefusedError(f"order {found.id} upgrades {found.host}, and this machine was not started with that host's "
+                           f"/local ({named.partuuid}) and the identity on it; start it from its own boot area")
+
+
 def _take(session: Session, found: Order) -> Mapping[str, object]:
     """Make `found` this session's order: on /local, in the journal, its release known."""
     session.order = found
@@ -194,10 +183,9 @@ def _take(session: Session, found: Order) -> Mapping[str, object]:
     if found.mode == "install" and session.command_line.local is not None and not mine:
         raise RefusedError(f"order {found.id} installs {found.host} anew, and this machine was started from its own "
                            "/local; boot it from the network, or issue an upgrade")
+    _require_home(session, found)
     if session.journal is not None:
-        state = session.journal.state
-        if state.order != found.id and session.journal.finished(found.id):
-            raise RefusedError(f"order {found.id} was carried out before; issue a new one")
+        session.journal.refuse_repeat(found.id)
         durable.write_file(session.recover / "order.json", session.envelope, 0o600)
         session.journal.order(found.id, found.mode, found.release.digest)
         session.journal.attempt()
@@ -209,11 +197,7 @@ def _take(session: Session, found: Order) -> Mapping[str, object]:
     from imaging.release import Release
 
     assert session.catalogue is not None
-    manifest = session.catalogue.fetch(found.release.target)
-    if sha256(manifest) != found.release.digest:
-        raise TrustError(f"the catalogue's {found.release.target} is not the release that order {found.id} names; "
-                         "issue the order again")
-    session.release = Release.parse(manifest)
+    session.release = Release.parse(servers.manifest(session.catalogue, found.release, found.id))
     return {"order": found.id, "release": session.release.ref}
 
 
@@ -223,30 +207,39 @@ def identify(session: Session) -> Mapping[str, object]:
     if ordered.mode == "install":
         from recovery.phases import blank
 
-        blank.find(session)
+        root_bytes = blank.find(session)
         if session.journal is not None and session.journal.state.finished:
             return {}
     else:
         assert ordered.disks is not None
         disks.require_makeable(ordered.disks.root.fstype)
         session.found = disks.find_all(session.inventory(), ordered.disks)
-        if session.found.local is None or session.journal is None:
-            raise RefusedError(f"{ordered.host} has no /local; this version upgrades hosts with one: order an install, "
-                               "or give it a /local partition")
-        if session.journal.state.finished:
+        if session.journalled.state.finished:
             return {}
         if not session.wiped:
             disks.check_filesystem(session.found.root, ordered.disks.root, "root")
+            _refuse_separate_boot(session, session.found.root)
         _check_boot_area(session)
+        root_bytes = session.found.root.size_bytes
     assert session.release is not None
     require_memory(session.places.meminfo)
-    if session.found is not None:
-        needed = int(session.release.raw_bytes * ROOT_SLACK)
-        disks.require_size(session.found.root, needed, f"release {session.release.ref}")
-    from recovery.phases import content
+    from recovery.phases import content, room
 
     missing = content.prepare(session)
-    return {"frames": len(session.index.frames) if session.index else 0, "missing": missing}
+    assert session.index is not None
+    require_startable(session.index.entries, session.release.ref)
+    room.require(session, root_bytes)
+    return {"frames": len(session.index.frames), "missing": missing}
+
+
+def _refuse_separate_boot(session: Session, root: Partition) -> None:
+    """A kernel in a /boot of its own would stay the old one, and nothing but it would start."""
+    with session.look(root) as old:
+        separate = "/boot" in fstab.points(fstab.read(old))
+    if separate:
+        raise RefusedError(f"{session.ordered.host} has a separate /boot (its /etc/fstab says so), and the boot menu "
+                           "finds kernels on the root filesystem only; nothing was touched: move /boot there, or order "
+                           "an install")
 
 
 def _check_boot_area(session: Session) -> None:

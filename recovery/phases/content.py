@@ -7,20 +7,24 @@ installation, the parts of the recovery image that go to the boot area.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imaging.recovery_manifest import STARTED, parts
 from plumbing import durable
-from plumbing.digest import sha256
-from plumbing.errors import CorruptError, NetworkError, RerootError, TrustError
+from plumbing.errors import CorruptError, NetworkError, RerootError
 from plumbing.http import Client
+from recovery import servers
 from recovery.session import Session
 
 if TYPE_CHECKING:
     from imaging.fetch import FrameFetcher
+    from imaging.index import Frame
     from imaging.sources import FrameSource, StageSource
+
+READERS = 2
+"""Threads that read the stage back; the digest of one frame is made while the next is read."""
 
 
 def content_urls(session: Session, first: Iterable[str] = ()) -> tuple[str, ...]:
@@ -47,12 +51,16 @@ def stage_of(session: Session) -> StageSource | None:
 
 def sources(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
     """Return every place the layer may come from, nearest first."""
+    stage = stage_of(session)
+    return [*([stage] if stage is not None else []), *servers_of(session, first)]
+
+
+def servers_of(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+    """Return the content servers that may have the layer."""
     from imaging.sources import HttpSource
 
     assert session.release is not None
-    stage = stage_of(session)
-    servers = [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
-    return [*([stage] if stage is not None else []), *servers]
+    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
 
 
 def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
@@ -63,23 +71,65 @@ def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
 
 
 def prepare(session: Session) -> int:
-    """Read the index; returns how many frames the stage lacks. Nothing is touched.
+    """Read the index and what is staged; returns how many frames are still to be fetched. Nothing is touched.
 
-    Raises NetworkError when frames are missing and no content server has the layer: better now than after the wipe.
+    Raises NetworkError when frames are missing and no content server gives one: better now than after the wipe.
     """
     release = session.release
     assert release is not None
-    places = sources(session)
-    session.index = release.read_index(
-        _first_answer(session, places, release.index_offset, release.index_length, release.index_digest))
-    lacking = missing(session)
+    _, session.index = servers.read_index(sources(session), release)
+    done = restored(session)
+    check_stage(session, done)
+    lacking = [number for number in missing(session) if number not in done]
     frames = session.index.frames
-    session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them not in the stage")
+    session.log.say("disks", f"{len(frames)} frames, {len(lacking)} of them to be fetched")
     if lacking:
-        # a byte of the last missing frame: enough to see that a server has the blob whole and serves ranges
-        servers = [place for place in places if place is not places[0]] if stage_of(session) is not None else places
-        _first_answer(session, servers, frames[lacking[-1]].offset, 1)
+        _require_server(session, frames[lacking[-1]])
     return len(lacking)
+
+
+def restored(session: Session) -> frozenset[int]:
+    """Return the numbers of the frames that are in the new root already and are not needed any more."""
+    assert session.index is not None
+    state = session.journal.state if session.journal is not None else None
+    if state is None or not state.wiped:
+        return frozenset()
+    return frozenset(range(len(session.index.frames))) if "restore" in state.done else state.frames
+
+
+def check_stage(session: Session, done: Collection[int]) -> None:
+    """Read the staged frames that are still needed against their digests; rotten ones count as missing.
+
+    They were right when they were staged, and that may be weeks ago on a disk that is failing.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    stage = stage_of(session)
+    if stage is None:
+        return
+    assert session.index is not None
+    frames, progress = session.index.frames, session.progress("disks")
+    staged = [number for number in range(len(frames)) if stage.has(number) and number not in done]
+    total, read, rotten = sum(frames[number].length for number in staged), 0, list[int]()
+    with ThreadPoolExecutor(READERS) as pool:
+        for number, sound in zip(staged, pool.map(lambda n: _is_sound(stage, frames[n]), staged), strict=True):
+            read += frames[number].length
+            progress("reading what is staged", read, total)
+            if not sound:
+                rotten.append(number)
+    if rotten:
+        session.log.say("disks", f"{len(rotten)} of {len(staged)} staged frames do not read back as they were staged, "
+                                 f"the first is number {rotten[0]}; they are fetched again: look at the disk")
+        stage.forget(rotten)
+
+
+def _is_sound(stage: StageSource, frame: Frame) -> bool:
+    from blake3 import blake3
+
+    try:
+        return blake3(stage.read(frame.offset, frame.length)).digest() == frame.digest
+    except RerootError:
+        return False
 
 
 def missing(session: Session) -> list[int]:
@@ -89,24 +139,21 @@ def missing(session: Session) -> list[int]:
     return [number for number in range(len(session.index.frames)) if stage is None or not stage.has(number)]
 
 
-def _first_answer(session: Session, places: Sequence[FrameSource], offset: int, length: int,
-                  digest: str | None = None) -> bytes:
-    """Return the bytes from the first place that has them right."""
+def _require_server(session: Session, frame: Frame) -> None:
+    """Raise NetworkError unless a content server gives a frame that is missing, whole and right."""
+    from blake3 import blake3
+
     assert session.release is not None
     reasons = []
-    for place in places:
+    for server in servers_of(session):
         try:
-            data = place.read(offset, length)
+            if blake3(server.read(frame.offset, frame.length)).digest() == frame.digest:
+                return
+            reasons.append(f"{server.name}: it sent other bytes than the release has")
         except RerootError as error:
-            reasons.append(f"{place.name}: {error.sentence}")
-            continue
-        if digest is None or sha256(data) == digest:
-            return data
-        reasons.append(f"{place.name}: it sent other bytes than the release says")
-    for reason in reasons:
-        session.log.say("disks", reason)
-    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons) or 'none is named'})"
-                       "; check that one of them runs and that the release is in its store")
+            reasons.append(f"{server.name}: {error.sentence}")
+    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons)}); check that one "
+                       "of them runs and that the release is in its store")
 
 
 # -- the recovery image, for an installation -----------------------------------------------------------------
@@ -116,10 +163,7 @@ def recovery_files(session: Session) -> dict[str, Path]:
     """Fetch the recovery image that the order names, in memory, every part checked; returns title -> file."""
     wanted = session.ordered.recovery
     assert wanted is not None and session.catalogue is not None
-    manifest = session.catalogue.fetch(wanted.target)
-    if sha256(manifest) != wanted.digest:
-        raise TrustError(f"the catalogue's {wanted.target} is not the recovery image that the order names; issue the "
-                         "order again")
+    manifest = servers.manifest(session.catalogue, wanted, session.ordered.id)
     folder = session.places.scratch / "image"
     durable.make_folder(folder)
     return {title: fetch_part(content_urls(session), folder / title, digest, size,

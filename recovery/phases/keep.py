@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plumbing.errors import RefusedError
 from recovery import bootloader, disks
-from recovery.phases.begin import ROOT_SLACK
+from recovery.phases import room
 from recovery.session import Session
 
 
@@ -41,9 +41,7 @@ def preserve(session: Session) -> Mapping[str, object]:
     kept = keep.verify(into, session.progress("preserve"))
     assert session.index is not None
     keep.refuse_stops(kept, policy, frozenset(entry.path for entry in session.index.entries))
-    assert session.release is not None
-    needed = int((session.release.raw_bytes + kept.returning_bytes) * ROOT_SLACK)
-    disks.require_size(root, needed, f"release {session.release.ref} with the precious files")
+    room.require(session, root.size_bytes, kept)
     journal.done("preserve", {"fs_uuid": there.uuid if there else None, "label": there.label if there else ""})
     return brief(kept.to_json())
 
@@ -66,7 +64,8 @@ def wipe(session: Session) -> Mapping[str, object]:
     uuid, label = known.get("fs_uuid"), known.get("label")
     session.log.say("wipe", f"making {ordered.root.fstype} on {root.device} (disk {root.disk_serial})")
     disks.make_filesystem(root.device, ordered.root.fstype, label=str(label or "root"),
-                          uuid=str(uuid) if uuid else None)
+                          uuid=str(uuid) if uuid else None,
+                          inodes=room.inodes(session, root.size_bytes, archive_folder(session)))
     journal.done("wipe")
     return {"device": str(root.device), "serial": root.disk_serial}
 

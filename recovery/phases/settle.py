@@ -10,7 +10,8 @@ from pathlib import Path
 
 from plumbing import clock, durable
 from plumbing.errors import NotFoundError, RefusedError
-from recovery import bootloader, disks, firststage, hostkeys
+from recovery import bootloader, disks, firststage, fstab, hostkeys
+from recovery.phases import blank
 from recovery.phases.fill import mount_root
 from recovery.phases.keep import archive_folder, brief, set_default
 from recovery.session import Session
@@ -65,18 +66,19 @@ def make_bootable(session: Session) -> Mapping[str, object]:
     if session.ordered.mode == "install":
         write_inside(root, "etc/hostname", session.ordered.host.encode() + b"\n")
         make_host_keys(session, root)
-    wrote_fstab = write_fstab(session, root)
+    told_fstab = write_fstab(session, root)
     copy_runtime(session.places.runtime, root)
     enable_agent(root)
     write_release(session, root)
     system = boot_area(session, root)
     disks.sync_filesystem(root)
     session.journalled.done("bootloader")
-    return {"kernel": system.kernel, "config": system.config, "fstab": "written" if wrote_fstab else "kept"}
+    return {"kernel": system.kernel, "config": system.config, "fstab": told_fstab}
 
 
 def finish(session: Session) -> Mapping[str, object]:
     """Say that it is done, where the next boot looks for it, and in this order: journal, then boot default."""
+    blank.refuse_unwritten(session)
     session.detach()
     if session.journalled.state.must_run("finish"):
         session.journalled.begin("finish")
@@ -115,34 +117,36 @@ def make_host_keys(session: Session, root: Path) -> None:
         session.log.say("bootloader", f"new SSH host key: {told}")
 
 
-def write_fstab(session: Session, root: Path) -> bool:
-    """Write /etc/fstab unless the one that is there names a root; returns whether it was written."""
-    found = session.disks_found
-    path = root / "etc/fstab"
-    text = path.read_text("utf-8", "surrogateescape") if path.is_file() and not path.is_symlink() else ""
-    points = {words[1] for words in (line.split() for line in text.splitlines())
-              if len(words) > 2 and not words[0].startswith("#")}
-    if "/" in points:
-        return False
-    lines = ["# Written by reroot: this release brought no fstab of its own and none was precious.",
-             _mount_line(found.root.partuuid, "/", _fstype(session, "root"), "errors=remount-ro", 1)]
+def write_fstab(session: Session, root: Path) -> str:
+    """Make /etc/fstab name the partitions that are there; returns what was done, for the report.
+
+    An upgrade keeps the partitions, so a file that names a root is left alone. An installation has made new ones: what
+    came with the release or was put back still names the old, and a system whose /local never shows up does not start.
+    """
+    found, text = session.disks_found, fstab.read(root)
+    install = session.ordered.mode == "install"
+    if "/" in fstab.points(text) and not install:
+        return "kept"
+    mounts = [fstab.Mount(found.root.partuuid, ("/",), _fstype(session, "root"), "errors=remount-ro", 1)]
     if found.local is not None:
-        lines.append(_mount_line(found.local.partuuid, "/local", _fstype(session, "local"), "defaults", 2))
-        _mount_point(root, "local")
-    lines.append(_mount_line(found.boot.partuuid, "/boot/efi", "vfat", "umask=0077", 2))
-    _mount_point(root, "boot/efi")
-    write_inside(root, "etc/fstab", "\n".join([*lines, ""]).encode())
-    return True
+        mounts.append(fstab.Mount(found.local.partuuid, ("/local",), _fstype(session, "local"), "defaults", 2))
+    mounts.append(fstab.Mount(found.boot.partuuid, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
+    kept = text if fstab.points(text) else ""
+    fresh = fstab.rewritten(kept or f"{fstab.HEADER}\n", mounts)
+    for mount in mounts[1:]:
+        _mount_point(root, next(point for point in mount.points if point in fstab.points(fresh))[1:])
+    if kept and fresh != text:
+        write_inside(root, fstab.BEFORE, text.encode("utf-8", "surrogateescape"))
+        session.log.say("bootloader", f"/etc/fstab names the new partitions, the one before is /{fstab.BEFORE}; its "
+                                      "other lines were kept: look whether what they name is still there")
+    write_inside(root, "etc/fstab", fresh.encode("utf-8", "surrogateescape"))
+    return f"rewritten, the one before is /{fstab.BEFORE}" if kept else "written"
 
 
 def _mount_point(root: Path, path: str) -> None:
     folder = inside(root, path)
     if not os.path.lexists(folder):
         folder.mkdir(mode=0o755)
-
-
-def _mount_line(partuuid: str, point: str, fstype: str, options: str, order: int) -> str:
-    return f"PARTUUID={partuuid} {point} {fstype} {options} 0 {order}"
 
 
 def _fstype(session: Session, name: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from servers import Machine, Server, free_port, make_site, serving, wait_until
 
-from fleet import agent
-from fleet.stage import WINDOW, Stager
+from fleet import agent, stage
+from fleet.stage import WINDOW, Stager, refuse_separate_boot
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
 from imaging.release import Release
@@ -21,6 +21,7 @@ from imaging.sources import StageSource
 from imaging.store import Store
 from plumbing import clock
 from plumbing.errors import BusyError, NetworkError, RefusedError, TrustError
+from plumbing.run import run
 from recovery import identity, tickets
 from recovery.log import Log
 from recovery.order import Disks, Order, PartitionRef, Target
@@ -61,7 +62,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     site = make_site(folder / "site")
     site.tickettab.write_text("service root-dump 2\ncontrol 2\n")
     tree = folder / "tree"
-    tree.mkdir()
+    (tree / "boot").mkdir(parents=True)
+    (tree / "boot/vmlinuz-6.1").touch()
     for number in range(24):
         (tree / f"{number}").write_bytes(os.urandom(1 << 20))
     manifest = capture(tree, Store(site.store), name="debian", version="13.1", arch="amd64", level=1)
@@ -139,7 +141,7 @@ def test_a_dead_content_server_is_not_the_end_and_two_are(bench: Bench) -> None:
     dead = f"http://127.0.0.1:{free_port()}"
     frames = bench.stager(content=(dead, bench.server.content))._frames()["frames"]
     assert isinstance(frames, int) and frames > WINDOW
-    with pytest.raises(NetworkError, match="no content server has the release"):
+    with pytest.raises(NetworkError, match="no content server has release"):
         bench.stager(content=(dead,), control=dead, services=())._frames()
 
 
@@ -203,3 +205,44 @@ def test_what_recovery_would_refuse_is_refused_before_the_reboot(
     with pytest.raises(RefusedError, match=why):
         bench.stager(**changes).run(b"")
     assert not (bench.local / "recover/order.json").exists()
+
+
+def test_a_release_without_a_kernel_is_refused_before_anything_is_staged(bench: Bench, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("no kernel")
+    site = bench.server.site
+    manifest = capture(tree, Store(site.store), name="debian", version="0", arch="amd64", level=1)
+    Catalogue(site.catalogue, site.keys).publish("releases/debian/0/amd64.json", manifest)
+    with pytest.raises(RefusedError, match="has no kernel"):
+        bench.stager(release=Target("releases/debian/0/amd64.json", Release.parse(manifest).digest))._frames()
+    assert list((bench.local / "recover/stage").iterdir()) == []
+
+
+def test_a_boot_of_its_own_is_asked_for_before_anything_is_staged(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RefusedError("/boot is a filesystem of its own")
+
+    monkeypatch.setattr(stage, "refuse_separate_boot", refuse)
+    with pytest.raises(RefusedError, match="of its own"):
+        bench.stager().run(b"")
+    assert not (bench.local / "recover/order.json").exists()
+    assert list((bench.local / "recover/stage").iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_boot_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "boot/efi").mkdir(parents=True)
+    refuse_separate_boot(tmp_path)
+    run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "boot/efi"])
+    try:
+        refuse_separate_boot(tmp_path)
+    finally:
+        run(["umount", tmp_path / "boot/efi"])
+    run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "boot"])
+    try:
+        with pytest.raises(RefusedError, match="/boot is a filesystem of its own"):
+            refuse_separate_boot(tmp_path)
+    finally:
+        run(["umount", tmp_path / "boot"])

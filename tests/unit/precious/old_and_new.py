@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopdevice import attached
+
 from imaging.index import Index
 from imaging.scan import scan
 from plumbing.run import run
 from precious.policy import Policy, load
+from recovery import disks
 
 
 def write(root: Path, path: str | bytes, data: bytes = b"", mode: int = 0o644) -> Path:
@@ -61,8 +64,5 @@ def disk(folder: Path, size: int = 24 << 20) -> Iterator[Disk]:
     with image.open("wb") as stream:
         stream.truncate(size)
     run(["mkfs.ext4", "-q", "-F", "-b", "4096", image])
-    run(["mount", "-o", "loop", image, root])
-    try:
+    with attached(image) as device, disks.mounted(device, root, "ext4"):
         yield Disk(image, root)
-    finally:
-        run(["umount", root])

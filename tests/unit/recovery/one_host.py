@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from loopdevice import attached
 
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
@@ -32,10 +34,11 @@ from recovery.cmdline import CommandLine
 from recovery.disks import Disk, Partition
 from recovery.gpt import ESP_TYPE, LINUX_TYPE
 from recovery.lastgasp import LastGasp
+from recovery.layout import LayoutPlan, PlannedPartition
 from recovery.log import Log
 from recovery.machine import State
-from recovery.order import Disks, Machine, Order, PartitionRef, Target
-from recovery.phases import ACTIONS, begin
+from recovery.order import Disks, Layout, LayoutPartition, Machine, Order, PartitionRef, Target
+from recovery.phases import ACTIONS, begin, blank, settle
 from recovery.report import Reporter
 from recovery.session import Places, Session
 
@@ -110,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.site.reports += 1
-        self._answer(204)
+        self._answer(201 if self.path.endswith("/enrol") else 204)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -136,6 +139,8 @@ class Host:
     site: Site
     devices: dict[str, Path]
     order: Order
+    local_word: str | None = GUIDS["local"]
+    """What the kernel command line says of /local; None for a machine started from the network."""
 
     @property
     def places(self) -> Places:
@@ -156,7 +161,7 @@ class Host:
         """A fresh boot of recovery."""
         out = io.StringIO()
         log = Log([out])
-        session = Session(self.places, CommandLine(local=GUIDS["local"], control=self.site.url), log, Reporter(log),
+        session = Session(self.places, CommandLine(local=self.local_word, control=self.site.url), log, Reporter(log),
                           LastGasp(say=lambda text: log.say("gasp", text), gateway_wait_s=1, total_wait_s=2),
                           inventory=self.inventory)
         for name, value in changes.items():
@@ -276,11 +281,8 @@ def _fill(made: Host) -> None:
 def _loop(image: Path, size: int) -> Iterator[Path]:
     with image.open("wb") as stream:
         stream.truncate(size)
-    device = run(["losetup", "-f", "--show", image]).text.strip()
-    try:
-        yield Path(device)
-    finally:
-        run(["losetup", "-d", device])
+    with attached(image) as device:
+        yield device
 
 
 def reissue(made: Host, **changes: object) -> Order:
@@ -288,6 +290,51 @@ def reissue(made: Host, **changes: object) -> Order:
     order = replace(made.order, **{"id": str(uuid.uuid4()), **changes})  # type: ignore[arg-type]
     made.site.order = made.site.sign(order)
     return order
+
+
+def installing(made: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make the host's order an install onto its own partitions, and a started-from-network machine of it.
+
+    Partitioning is test_layout's and GRUB test_bootloader's: here the one makes filesystems, the other the menu.
+    Returns a list that names the filesystems as they are made.
+    """
+    made.local_word = None
+    (made.places.sysfs / "firmware/efi").mkdir(parents=True)
+    wanted = Layout(SERIAL, "uefi", (LayoutPartition("esp", "40MiB", "vfat"), LayoutPartition("root", "rest", "ext4"),
+                                     LayoutPartition("local", "48MiB", "ext4")))
+    made.order = reissue(made, mode="install", disks=None, layout=wanted)
+    makes: list[str] = []
+
+    def plan(session: Session) -> tuple[LayoutPlan, Disk]:
+        (disk,) = made.inventory()
+        names = {"root": "root", "local": "local", "boot": "esp"}
+        parts = tuple(PlannedPartition(
+            number, names[name], LINUX_TYPE, GUIDS[name], 0, _size(device), "vfat" if name == "boot" else "ext4",  # type: ignore[arg-type]
+            str(uuid.uuid5(uuid.UUID(session.ordered.id), name)))
+            for number, (name, device) in enumerate(made.devices.items(), 1))
+        return LayoutPlan(disk.device, SERIAL, GUIDS["root"], disk.size_bytes, 512, parts), disk
+
+    def finished(wanted: LayoutPlan, _: Disk) -> bool:
+        local, there = wanted.partition("local"), disks.identify(made.devices["local"])
+        return local is not None and there is not None and there.uuid == local.fs_uuid
+
+    def apply(wanted: LayoutPlan, **_: object) -> tuple[Partition, ...]:
+        for name, planned in (("boot", "esp"), ("root", "root"), ("local", "local")):
+            part = wanted.partition(planned)  # type: ignore[arg-type]
+            assert part is not None
+            makes.append(name)
+            fs = BOOT_FS if name == "boot" else "ext4"
+            disks.make_filesystem(made.devices[name], fs, uuid=part.fs_uuid if fs == "ext4" else None)
+        return made.inventory()[0].partitions
+
+    def first_stage(session: Session, area: Path, spec: bootloader.BootSpec) -> None:
+        bootloader.write_menu(area, spec)
+
+    monkeypatch.setattr(blank, "_plan", plan)
+    monkeypatch.setattr(blank.layout, "is_finished", finished)
+    monkeypatch.setattr(blank.layout, "apply", apply)
+    monkeypatch.setattr(settle, "_first_stage", first_stage)
+    return makes
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumbing.errors import CorruptError, UsageError
+from plumbing.errors import CorruptError, RefusedError, UsageError
 from recovery.journal import PHASES, START, Journal, Record, State, decode, encode, replay, to_ranges
 
 ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -51,6 +51,37 @@ def test_it_reads_back_what_it_wrote(journal: Journal) -> None:
     assert (again.state.attempts, again.state.failures, again.state.wiped) == (1, 1, True)
     assert again.state.data["preserve"] == {"of": "preserve"}
     assert journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_starts_without_progress_are_counted(journal: Journal) -> None:
+    through(journal, "preserve")
+    journal.begin("wipe")
+    for _ in range(3):
+        journal.attempt()
+        journal.failed("wipe", "no")
+    assert journal.state.fruitless == 3
+    journal.done("wipe")
+    assert journal.state.fruitless == 0
+    journal.attempt()
+    journal.begin("restore")
+    assert journal.state.fruitless == 1
+    journal.frames({1})
+    assert journal.state.fruitless == 0
+    journal.attempt()
+    journal.order("order-1", "upgrade", ONE)
+    assert journal.state.fruitless == 1, "the same order again is no repair"
+    journal.order("order-2", "upgrade", ONE)
+    assert Journal(journal.path).state.fruitless == journal.state.fruitless == 0
+
+
+def test_an_order_that_was_carried_out_is_refused_when_another_came_after_it(journal: Journal) -> None:
+    through(journal, "preserve", "wipe", "restore", "verify", "putback", "bootloader", "finish")
+    journal.order("order-1", "upgrade", ONE)
+    journal.order("order-2", "upgrade", TWO)
+    before = journal.path.read_bytes()
+    with pytest.raises(RefusedError, match="order-1 was carried out before"):
+        journal.order("order-1", "upgrade", ONE)
+    assert journal.path.read_bytes() == before
 
 
 def test_nothing_new_writes_nothing(journal: Journal) -> None:

@@ -73,7 +73,8 @@ def test_it_is_made_and_found_again(bench: Bench) -> None:
 def test_a_cut_before_the_end_makes_the_filesystems_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, made = make_plan(bench), list[str]()
 
-    def cut(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None) -> None:
+    def cut(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None,
+            inodes: int | None = None) -> None:
         if label == "reroot-root" and len(made) == 1:
             raise CommandError("the power was cut")
         made.append(str(label))

@@ -6,11 +6,12 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loopdevice import attached
 from one_host import Host, actions, host, reissue
 
 from plumbing import durable
@@ -156,27 +157,18 @@ def test_a_worker_that_cannot_even_show_the_menu_is_not_started_without_a_pause(
 # -- installing over a broken host ---------------------------------------------------------------------------
 
 
-@contextmanager
-def _loop(image: Path) -> Iterator[Path]:
-    device = Path(run(["losetup", "-f", "--show", image]).text.strip())
-    try:
-        yield device
-    finally:
-        run(["losetup", "-d", device])
-
-
 def test_what_was_synced_just_before_a_power_cut_is_found_on_the_old_local(alpha: Host, tmp_path: Path) -> None:
     """A copy of what was written is what a power cut leaves: the newest of it is in the filesystem's journal."""
     image = tmp_path / "old-local.img"
     with image.open("wb") as stream:
         stream.truncate(32 << 20)
     run(["mkfs.ext4", "-q", "-F", image])
-    with _loop(image) as device, disks.mounted(device, tmp_path / "mnt", "ext4") as folder:
+    with attached(image) as device, disks.mounted(device, tmp_path / "mnt", "ext4") as folder:
         durable.make_folder(folder / "recover")
         durable.append(folder / "recover/journal", b"what was done last\n")
         shutil.copyfile(image, tmp_path / "cut.img")  # not the device, whose cache has more than the disk
     session = alpha.session()
-    with _loop(tmp_path / "cut.img") as device:
+    with attached(tmp_path / "cut.img") as device:
         assert blank._mount_broken(session, device, "ext4")
         assert (session.places.root / "recover/journal").read_bytes() == b"what was done last\n"
         session.detach()
@@ -191,7 +183,7 @@ def test_a_broken_filesystem_does_not_keep_a_host_from_being_installed(alpha: Ho
         stream.seek(4096)
         stream.write(b"\xff" * (20 << 20))
     session = alpha.session()
-    with _loop(image) as device:
+    with attached(image) as device:
         assert disks.identify(device) is not None
         assert not blank._mount_broken(session, device, "ext4")
     assert any("nothing can be kept" in line for line in session.log.last())

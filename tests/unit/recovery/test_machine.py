@@ -15,9 +15,10 @@ from plumbing.errors import BusyError, CorruptError, DiskError, Kind, NetworkErr
 from recovery import machine
 from recovery.cmdline import CommandLine
 from recovery.drive import Drive, NoOrderError
+from recovery.journal import Journal
 from recovery.lastgasp import LastGasp
 from recovery.log import Log
-from recovery.machine import AFTER_WIPE, BEFORE_WIPE, PHASES, TABLE, Event, Standing, State
+from recovery.machine import AFTER_WIPE, BEFORE_WIPE, MOST_FRUITLESS, PHASES, TABLE, Event, Standing, State
 from recovery.report import Reporter
 from recovery.session import Places, Session
 
@@ -197,6 +198,53 @@ def test_a_lost_machine_heals_from_the_menu(road: Callable[..., Road]) -> None:
     assert drive.way[-1] is State.FINISH
 
 
+def _journal_with(folder: Path, starts: int) -> Journal:
+    """A journal of a wiped host whose last `starts` boots brought nothing."""
+    journal = Journal(folder / f"journal-{starts}")
+    if not journal.records:
+        journal.order("one", "upgrade", "sha256:1")
+        journal.done("preserve")
+        journal.begin("wipe")
+        journal.done("wipe")
+        for _ in range(starts):
+            journal.attempt()
+    return journal
+
+
+@pytest.mark.parametrize("starts", [MOST_FRUITLESS, MOST_FRUITLESS + 1])
+def test_a_machine_that_panics_after_the_wipe_tells_and_slows_down(
+        road: Callable[..., Road], tmp_path: Path, starts: int) -> None:
+    """Only the journal knows: a panic leaves no failed attempt, and every boot counts from one again."""
+    drive = road({}, [Event.AGAIN])
+    drive.session.is_wiped, drive.session.journal = True, _journal_with(tmp_path, starts)
+    assert drive.drive.run() is State.REBOOT
+    if starts == MOST_FRUITLESS:
+        assert drive.menus == []
+        return
+    ((why, retry_s),) = drive.menus
+    assert "got nowhere" in why and str(starts) not in why and retry_s == pytest.approx(900)
+    assert "gasp" in drive.out.getvalue()
+    assert drive.way[:2] == [State.NETWORK, State.ORDER] == drive.way[2:4] and drive.way[-1] is State.FINISH
+
+
+def test_the_attempts_of_one_boot_are_all_had(road: Callable[..., Road], tmp_path: Path) -> None:
+    """They come with pauses of their own, and an order may ask for twenty."""
+    drive = road({State.RESTORE: [_net()] * 4})
+    drive.session.is_wiped, drive.session.default_attempts = True, 5
+    drive.session.journal = _journal_with(tmp_path, MOST_FRUITLESS - 1)
+    journal = drive.session.journal
+    drive.drive._actions = {**drive.drive._actions, State.ORDER: lambda _: journal.attempt() and {}}
+    drive.drive.run()
+    assert drive.menus == [] and journal.state.fruitless > MOST_FRUITLESS
+
+
+def test_before_the_wipe_starts_are_not_counted_against_a_machine(road: Callable[..., Road], tmp_path: Path) -> None:
+    drive = road({})
+    drive.session.journal = _journal_with(tmp_path, MOST_FRUITLESS + 1)
+    drive.drive.run()
+    assert drive.menus == []
+
+
 def test_no_order_shows_the_menu_and_waits_for_a_person(road: Callable[..., Road]) -> None:
     drive = road({State.ORDER: [NoOrderError("nothing for this machine")]})
     drive.drive.run()
@@ -221,6 +269,10 @@ def _scenarios() -> Iterator[tuple[Script, list[Event] | None, Callable[[Host], 
     def bare(host: Host) -> None:
         host.system = False
 
+    def worn_out(host: Host) -> None:
+        host.is_wiped = True
+        host.journal = _journal_with(host.places.local.parent, MOST_FRUITLESS + 1)
+
     def no_way_back(host: Host) -> None:
         host.boot_fails = True
 
@@ -231,6 +283,7 @@ def _scenarios() -> Iterator[tuple[Script, list[Event] | None, Callable[[Host], 
         if state in BEFORE_WIPE:
             yield {state: [RefusedError("no; ask")]}, None, leave
     yield {State.ORDER: [NoOrderError("none")]}, [Event.AGAIN], leave
+    yield {}, [Event.AGAIN], worn_out
     yield {State.DISKS: [RefusedError("no; ask")]}, None, no_way_back
 
 

@@ -12,6 +12,9 @@ from typing import Literal
 import pytest
 from one_host import POLICY, Host, actions, free_port, host, reissue
 
+from imaging.audit import load_index
+from imaging.release import Release
+from imaging.sources import StageWriter
 from plumbing.errors import NetworkError, RefusedError
 from recovery import bootloader, disks
 from recovery.drive import Drive
@@ -218,7 +221,7 @@ def test_the_wrong_disk(alpha: Host) -> None:
 def test_another_release_than_the_order_names(alpha: Host) -> None:
     assert alpha.order.release is not None
     reissue(alpha, release=replace(alpha.order.release, digest="sha256:" + "1" * 64))
-    _refused(alpha, "is not the release")
+    _refused(alpha, "is not what order")
 
 
 def test_too_little_memory(alpha: Host, tmp_path: Path) -> None:
@@ -229,10 +232,94 @@ def test_too_little_memory(alpha: Host, tmp_path: Path) -> None:
 def test_a_release_larger_than_the_disk(alpha: Host, tmp_path: Path) -> None:
     tree = tmp_path / "large"
     tree.mkdir()
-    with (tree / "sparse").open("wb") as stream:
-        stream.truncate(200 << 20)
+    (tree / "large").write_bytes(bytes(48 << 20))
+    (tree / "vmlinuz").touch()
     reissue(alpha, release=alpha.site.release(tree, "14"))
     _refused(alpha, "MiB")
+
+
+def test_a_sparse_file_takes_what_it_takes(alpha: Host, tmp_path: Path) -> None:
+    with (tmp_path / "new/sparse").open("wb") as stream:
+        stream.truncate(200 << 20)
+    reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
+    _, menus = _drive(alpha)
+    assert menus == []
+    with alpha.mounted("root") as root:
+        assert (root / "sparse").stat().st_size == 200 << 20
+
+
+def test_a_release_of_many_small_files_that_take_more_blocks_than_bytes(alpha: Host, tmp_path: Path) -> None:
+    tree = tmp_path / "small"
+    tree.mkdir()
+    (tree / "vmlinuz").touch()
+    for number in range(10000):
+        (tree / f"{number}").write_bytes(b"x")
+    reissue(alpha, release=alpha.site.release(tree, "14"))
+    _refused(alpha, "inodes")
+
+
+def test_a_release_of_more_inodes_than_mkfs_makes_by_itself(alpha: Host, tmp_path: Path) -> None:
+    for number in range(13500):
+        (tmp_path / f"new/usr/share/data/f{number}").touch()
+    reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
+    _, menus = _drive(alpha)
+    assert menus == []
+    with alpha.mounted("root") as root:
+        assert (root / "usr/share/data/f13499").exists()
+
+
+def test_a_release_without_a_kernel(alpha: Host, tmp_path: Path) -> None:
+    (tmp_path / "new/boot/vmlinuz-6.1.0-1-amd64").unlink()
+    reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
+    _refused(alpha, "has no kernel")
+
+
+def test_a_separate_boot(alpha: Host) -> None:
+    with alpha.mounted("root") as root:
+        (root / "etc/fstab").write_text("UUID=a / ext4 defaults 0 1\nUUID=b /boot ext4 defaults 0 2\n")
+    _refused(alpha, "separate /boot")
+
+
+def _stage(made: Host, rotten: frozenset[int] = frozenset()) -> None:
+    """Stage the whole release, some frames of it with a flipped bit."""
+    store = made.site.store
+    release = Release.parse(store.manifest("test/13/amd64"))
+    index, blob = load_index(store, release), store.blob_path(release.layer_digest).read_bytes()
+    with made.mounted("local") as local, StageWriter(local / "recover/stage", release.layer_digest) as stage:
+        stage.put(release.index_offset, blob[release.index_offset:release.index_offset + release.index_length])
+        for number, frame in enumerate(index.frames):
+            data = bytearray(blob[frame.offset:frame.offset + frame.length])
+            data[10] ^= number in rotten
+            stage.put(frame.offset, bytes(data), number)
+
+
+def test_a_whole_stage_needs_no_content_server(alpha: Host) -> None:
+    _stage(alpha)
+    alpha.site.break_blob = lambda offset, data: None
+    _, menus = _drive(alpha)
+    assert menus == []
+    _is_new(alpha)
+
+
+def test_staged_frames_that_rotted_and_no_server_that_has_them(alpha: Host) -> None:
+    _stage(alpha, frozenset({0, 1}))
+    alpha.site.break_blob = lambda offset, data: None
+    _refused(alpha, "no content server")
+
+
+def test_staged_frames_that_rotted_are_fetched_and_the_others_are_not(alpha: Host) -> None:
+    _stage(alpha, frozenset({0, 1, 2}))
+    session, menus = _drive(alpha)
+    assert menus == []
+    assert any("3 of" in line and "do not read back" in line for line in session.log.last(200))
+    assert alpha.site.blobs_read == 3 + 1, "one of them to see that a server has it"
+    _is_new(alpha)
+
+
+def test_a_server_that_answers_with_other_bytes_does_not_count(alpha: Host) -> None:
+    alpha.site.break_blob = lambda offset, data: bytes(len(data)) if len(data) > 1 and offset < 1000 else data
+    _stage(alpha, frozenset({0}))
+    _refused(alpha, "no content server")
 
 
 def test_content_servers_that_lack_the_release(alpha: Host) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import hmac
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from plumbing import clock, hostauth
 from plumbing.errors import ConfigError, NetworkError, TrustError
-from recovery import identity
+from plumbing.http import Client
+from recovery import identity, report, servers
 from recovery.identity import Identity
 from recovery.log import Log
 from recovery.report import QUEUE_LIMIT, Reporter, enrol
+from throttle import client as throttle
 
 
 @dataclass
@@ -186,3 +190,47 @@ def test_a_damaged_identity_is_one_sentence(tmp_path: Path, name: str, data: byt
     (tmp_path / "recover/agent" / name).write_bytes(data)
     with pytest.raises(ConfigError, match="enrol the host again"):
         identity.load(tmp_path)
+
+
+# -- a server that drips -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """The URL of a server that sends a byte of its answer's head every now and then, and never ends."""
+    done = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not done.wait(0.02):
+                connection.sendall(b"x")
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    done.set()
+    server.close()
+
+
+def test_a_server_that_drips_holds_no_question_no_report_and_no_enrolment(
+        dripping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(throttle, "DEADLINE_S", 0.2)
+    known = Identity("alpha", dripping, (), Ed25519PrivateKey.generate())
+    with pytest.raises(NetworkError, match="does not answer"):
+        servers.current_order(Client(dripping), "/api/v1/hosts/alpha/order", deadline_s=0.2)
+    with pytest.raises(NetworkError, match="does not answer"):
+        enrol(known, {"token": "t"})
+    with pytest.raises(NetworkError, match="does not answer"):
+        throttle.acquire(known.client(), "root-dump", wait_s=0)
+    reporter = Reporter(Log([io.StringIO()]))
+    reporter.identify(known)
+    reporter.send("network", "begin")
+    assert not reporter.flush(wait_s=10), "it was tried and is kept"
+    assert any("does not answer" in line for line in reporter._log.last(10))

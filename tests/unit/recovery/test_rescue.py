@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from loopdevice import attached
 
 from plumbing.errors import DiskError
 from plumbing.run import run
@@ -55,15 +56,24 @@ class Room:
     events: list[Event] = field(default_factory=list)
     thread: threading.Thread | None = None
     beats: int = 0
+    now: float = 0.0
+    """What the menu's clock says: it goes only when a test moves it."""
 
     def serve(self, choices: Choices, *, retry_s: float | None = None, shell: Iterable[str] = ("/bin/sh",)) -> None:
         menu = Menu([person.console for person in self.people], choices, why="the disk\r\n is gone", retry_s=retry_s,
-                    alive=self._beat, shell=tuple(shell))
+                    alive=self._beat, shell=tuple(shell), now=lambda: self.now)
         self.thread = threading.Thread(target=lambda: self.events.append(menu.run()), daemon=True)
         self.thread.start()
 
     def _beat(self) -> None:
         self.beats += 1
+
+    def looks(self, times: int) -> None:
+        """Wait until the menu looked at its clock so often more, or ended."""
+        until, deadline = self.beats + times, time.monotonic() + 10
+        while self.beats < until and not self.events:
+            assert time.monotonic() < deadline, "the menu stands still"
+            select.select([], [], [], 0.01)
 
     def ends_with(self) -> Event:
         assert self.thread is not None
@@ -138,37 +148,43 @@ def test_a_failing_choice_is_a_sentence(room: Room) -> None:
 
 
 def test_nobody_there_runs_the_order_again(room: Room) -> None:
-    room.serve(_choices(), retry_s=0.3)
+    room.serve(_choices(), retry_s=0.05)
+    room.looks(3)
+    assert not room.events, "the time is not over"
+    room.now = 0.06
     assert room.ends_with() is Event.AGAIN
-    assert room.beats > 0
 
 
 def test_a_key_moves_the_time_when_it_runs_by_itself(room: Room) -> None:
-    room.serve(_choices(), retry_s=1.5)
-    began = time.monotonic()
+    room.serve(_choices(), retry_s=0.05)
     person = room.people[0]
     person.wait_for("choose 1-6: ")
-    while time.monotonic() - began < 2.5:
-        person.type("1\n")
-        select.select([], [], [], 0.2)
-    assert not room.events, "somebody was at the keyboard all the time"
+    room.now = 0.04
+    person.type("1\n")
+    person.wait_for("choose 1-6: ", 2)
+    room.now = 0.08
+    room.looks(3)
+    assert not room.events, "somebody was at the keyboard at 0.04"
+    room.now = 0.1
     assert room.ends_with() is Event.AGAIN
 
 
 def test_a_shell_has_its_terminal_and_comes_back_to_the_menu(room: Room) -> None:
-    room.serve(_choices(), retry_s=1.0)
-    person = room.people[0]
+    room.serve(_choices(), retry_s=0.05)
+    person, other = room.people
     person.wait_for("choose 1-6: ")
     person.type("4\n")
     person.wait_for("leave the shell")
     person.type("echo $((6*7)); tty; stty -echo\n")
     person.wait_for("42\r\n")
     person.wait_for(person.console.name)
-    select.select([], [], [], 1.5)
-    assert not room.events, "the order is not run again while somebody has a shell"
+    room.now = 1000.0
+    select.select([], [], [], 0.3)  # more than the menu would take to see that its time is over
+    other.type("1\n")
+    other.wait_for("host:     alpha")  # it is there: the order is not run again while somebody has a shell
     person.type("exit\n")
     person.wait_for("choose 1-6: ", 2)
-    room.people[1].type("6\n")
+    other.type("6\n")
     assert room.ends_with() is Event.DONE
 
 
@@ -200,16 +216,13 @@ def filesystem(tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as stream:
         stream.truncate(32 << 20)
     run(["mkfs.ext4", "-q", "-F", image])
-    device = Path(run(["losetup", "-f", "--show", image]).text.strip())
-    with disks.mounted(device, tmp_path / "there", "ext4") as folder:
+    with attached(image) as device, disks.mounted(device, tmp_path / "there", "ext4") as folder:
         (folder / "file").write_text("content")
         os.sync()
         # a copy of the mounted filesystem is what a power cut leaves
         (tmp_path / "cut").write_bytes(image.read_bytes())
-    run(["losetup", "-d", device])
-    device = Path(run(["losetup", "-f", "--show", tmp_path / "cut"]).text.strip())
-    yield device
-    run(["losetup", "-d", device])
+    with attached(tmp_path / "cut") as device:
+        yield device
 
 
 def _session(tmp_path: Path, device: Path) -> Session:

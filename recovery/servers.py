@@ -1,0 +1,72 @@
+"""What the host side asks of its site's servers (I/O): the catalogue, its order, a release's index.
+
+Used by the agent on the living host and by recovery: both believe the catalogue, and of the servers only what it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plumbing import durable
+from plumbing.digest import sha256
+from plumbing.errors import NetworkError, RerootError, TrustError
+from plumbing.http import Client
+from recovery.order import Target
+
+if TYPE_CHECKING:
+    from imaging.index import Index
+    from imaging.release import Release
+    from imaging.sources import FrameSource
+    from imaging.trusted import TrustedCatalogue
+
+MAX_ORDER_BYTES = 1 << 20
+ORDER_DEADLINE_S = 60.0
+"""How long the answer to a question for the order may take from its first byte to its last, in seconds."""
+
+
+def catalogue(trust_root: Path, control: str, cache: Path) -> TrustedCatalogue:
+    """Return the catalogue of the site at `control` as far as the root.json at `trust_root` reaches."""
+    from imaging.trusted import TrustedCatalogue
+
+    durable.make_folder(cache, 0o700)
+    try:
+        root = trust_root.read_bytes()
+    except OSError as error:
+        raise TrustError(f"{trust_root} cannot be read ({error.strerror}); in a recovery image: build it again with "
+                         "the site's keys, on a host: enrol it again") from error
+    return TrustedCatalogue(root, f"{control}/catalogue/metadata/", f"{control}/catalogue/targets/", cache)
+
+
+def manifest(believed: TrustedCatalogue, target: Target, order_id: str) -> bytes:
+    """Return the manifest that an order names; raises TrustError when the catalogue has another one there."""
+    data = believed.fetch(target.target)
+    if sha256(data) != target.digest:
+        raise TrustError(f"the catalogue's {target.target} is not what order {order_id} names; issue the order again")
+    return data
+
+
+def current_order(client: Client, path: str, *, deadline_s: float = ORDER_DEADLINE_S) -> bytes | None:
+    """Return the envelope that the control server answers to `path`, None when there is no order."""
+    answer = client.request("GET", path, max_bytes=MAX_ORDER_BYTES, deadline_s=deadline_s)
+    if answer.status == HTTPStatus.NO_CONTENT:
+        return None
+    if answer.status != HTTPStatus.OK:
+        answer.accepted()
+        raise NetworkError(f"{client.base_url} answered {answer.status} when asked for the order")
+    return answer.body
+
+
+def read_index(places: Sequence[FrameSource], release: Release) -> tuple[bytes, Index]:
+    """Return the release's index, packed and read, from the first place that gives the bytes it was signed for."""
+    reasons = []
+    for place in places:
+        try:
+            packed = place.read(release.index_offset, release.index_length)
+            return packed, release.read_index(packed)
+        except RerootError as error:
+            reasons.append(f"{place.name}: {error.sentence}")
+    raise NetworkError(f"no content server has release {release.ref} ({'; '.join(reasons) or 'none is named'}); check "
+                       "that one of them runs and that the release is in its store")
