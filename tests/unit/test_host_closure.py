@@ -37,7 +37,9 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
             self.generic_visit(node)
             return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
-    return Strip().visit(tree)
+    stripped = Strip().visit(tree)
+    assert isinstance(stripped, ast.Module)
+    return stripped
 
 
 def closure() -> tuple[set[str], dict[str, set[str]]]:

@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -30,6 +31,7 @@ from plumbing.http import Client, Response
 ROOT = Path(__file__).resolve().parents[3]
 RECOVERY = "recovery/base/1/amd64.json"
 _PORTS = itertools.count(os.getpid())
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -71,9 +73,8 @@ def publish_release(site: Site, folder: Path, version: str = "13.1") -> bytes:
     return manifest
 
 
-def wait_until(condition: object, seconds: float = 20.0) -> object:
+def wait_until(condition: Callable[[], T], seconds: float = 20.0) -> T:
     """Call `condition` until it returns something true."""
-    assert callable(condition)
     deadline = clock.monotonic() + seconds
     while not (value := condition()):
         assert clock.monotonic() < deadline, "what was waited for did not happen"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,8 @@ def keys(model: type[BaseModel], prefix: str) -> list[str]:
 
     found = []
     for name, field in model.model_fields.items():
-        try:
+        inner: type[BaseModel] | None = None
+        with suppress(TypeError):
             inner = _model_of(field.annotation)
-        except TypeError:
-            inner = next((part for part in getattr(field.annotation, "__args__", ())
-                          if isinstance(part, type) and issubclass(part, BaseModel)), None)
         found += keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
     return found

@@ -131,7 +131,7 @@ async def test_a_fleet_that_waits_gets_in(widened: None) -> None:
 
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         kind: Any = partial(PatientOnce, door=Door())
-        server = uvicorn.Server(uvicorn.Config(app, http=kind, lifespan="off", log_config=None))  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, http=kind, lifespan="off", log_config=None))
         serve = asyncio.create_task(server._serve([listener]))
         port = listener.getsockname()[1]
         sources = [f"127.1.{n // 250}.{n % 250 + 1}" for n in range(count)] + ["127.0.0.8"] * shared

@@ -48,6 +48,10 @@ def in_flight(server: Server, rollout: str) -> list[str]:
     return [one["host"] for one in flying]
 
 
+def wait_for_order(host: Machine) -> None:
+    wait_until(lambda: host.order().status == 200)
+
+
 def heal(host: Machine) -> None:
     order = host.order().headers["reroot-order"]
     digest = host.shown()["order"]["digest"]  # type: ignore[index]
@@ -59,10 +63,10 @@ def test_all_hosts_one_after_another(server: Server) -> None:
     rollout = start(server, hosts, interval_s=0, start_interval_s=0, blast_budget=1)
     seen = set()
     for _ in hosts:
-        (name,) = wait_until(lambda: [n for n in in_flight(server, rollout) if n not in seen])  # type: ignore[misc]
+        (name,) = wait_until(lambda: [n for n in in_flight(server, rollout) if n not in seen])
         seen.add(name)
         host = next(host for host in hosts if host.name == name)
-        wait_until(lambda host=host: host.order().status == 200)
+        wait_for_order(host)
         heal(host)
     wait_until(lambda: view(server, rollout)["phase"] == "done")
     assert view(server, rollout)["healthy"] == 3
@@ -74,7 +78,7 @@ def test_failures_halt_it_and_resume_goes_on(server: Server) -> None:
     flying = wait_until(lambda: len(found := in_flight(server, rollout)) == 2 and found)
     for host in hosts:
         if host.name in flying:  # type: ignore[operator]
-            wait_until(lambda host=host: host.order().status == 200)
+            wait_for_order(host)
             host.report("stage", "failed", order=host.order().headers["reroot-order"], message="a bad release")
     wait_until(lambda: view(server, rollout)["phase"] == "halted")
     assert view(server, rollout)["pending"] == 3
@@ -211,7 +215,7 @@ def test_a_catalogue_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Catalogue, "_roots", out_of_descriptors)
     for work in (catalogue.refresh, catalogue.paths, lambda: catalogue.read("orders/keys.json")):
         with pytest.raises(DiskError, match="Too many open files"):
-            work()  # type: ignore[operator]
+            work()
 
 
 def test_restart_keeps_state_and_repeats_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def test_links_are_those_the_kernel_lists() -> None:
     listed = {link["ifname"]: link for link in json.loads(run(["ip", "-json", "address"]).text)}
     for link in inventory.links():
         assert listed[link.name]["address"] == link.mac
-        addresses = {f"{a['local']}/{a['prefixlen']}" for a in listed[link.name]["addr_info"] if a["family"] == "inet"}
+        addresses: set[str | None] = {f"{one['local']}/{one['prefixlen']}" for one in listed[link.name]["addr_info"]
+                                      if one["family"] == "inet"}
         assert link.address in (addresses or {None})
     routes = {route["dev"]: route.get("gateway") for route in json.loads(run(["ip", "-json", "route"]).text)
               if route["dst"] == "default"}

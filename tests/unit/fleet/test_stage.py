@@ -24,7 +24,7 @@ from plumbing.errors import BusyError, NetworkError, RefusedError, TrustError
 from plumbing.run import run
 from recovery import identity, tickets
 from recovery.log import Log
-from recovery.order import Disks, Order, PartitionRef, Target
+from recovery.order import Disks, Mode, Order, PartitionRef, Target
 from recovery.order import Machine as OrderMachine
 from recovery.report import Reporter
 from throttle import client as throttle
@@ -189,21 +189,20 @@ def test_a_real_ticket_taken_back_stops_the_download(bench: Bench) -> None:
         wait_until(lost)
 
 
-@pytest.mark.parametrize(("changes", "why"), [
-    ({"mode": "rescue", "disks": None}, "is to rescue this host"),
-    ({"mode": "install", "disks": None}, "is to install this host"),
-    ({"disks": "no local"}, "names no /local"),
-    ({"disks": "xfs"}, "ext4 roots, not xfs"),
+@pytest.mark.parametrize(("mode", "variant", "why"), [
+    ("rescue", "none", "is to rescue this host"),
+    ("install", "none", "is to install this host"),
+    ("upgrade", "no local", "names no /local"),
+    ("upgrade", "xfs", "ext4 roots, not xfs"),
 ])
 def test_what_recovery_would_refuse_is_refused_before_the_reboot(
-        bench: Bench, changes: dict[str, object], why: str) -> None:
+        bench: Bench, mode: Mode, variant: str, why: str) -> None:
     disks = bench.order.disks
     assert disks is not None
-    variants = {"no local": replace(disks, local=None), "xfs": replace(disks, root=replace(disks.root, fstype="xfs"))}
-    if isinstance(changes.get("disks"), str):
-        changes = {"disks": variants[str(changes["disks"])]}
+    variants = {"none": None, "no local": replace(disks, local=None),
+                "xfs": replace(disks, root=replace(disks.root, fstype="xfs"))}
     with pytest.raises(RefusedError, match=why):
-        bench.stager(**changes).run(b"")
+        bench.stager(mode=mode, disks=variants[variant]).run(b"")
     assert not (bench.local / "recover/order.json").exists()
 
 

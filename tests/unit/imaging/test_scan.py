@@ -4,6 +4,7 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,8 @@ def test_a_file_that_became_something_else(tmp_path: Path) -> None:
         (tmp_path / "f").unlink()
         os.mkfifo(tmp_path / "f")
 
-    for change in ((tmp_path / "f").unlink, lambda: (tmp_path / "f").symlink_to("g"), pipe):
+    changes: tuple[Callable[[], None], ...] = ((tmp_path / "f").unlink, lambda: (tmp_path / "f").symlink_to("g"), pipe)
+    for change in changes:
         change()
         with TreeReader(tmp_path) as reader:
             with pytest.raises(FileChangedError):

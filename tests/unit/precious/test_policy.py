@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plumbing.errors import ConfigError
 from precious.policy import Policy, When, load, shipped
 
-names = st.text(st.characters(blacklist_characters="/\0*?", blacklist_categories=("Cs",)), min_size=1, max_size=8)
+names = st.text(st.characters(codec="utf-8", exclude_characters="/\0*?"), min_size=1, max_size=8)
 paths = st.lists(names.filter(lambda name: name not in {".", ".."}), min_size=1, max_size=5)
 
 

@@ -6,18 +6,19 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from old_and_new import disk, index_of, rules, write
 
-from imaging import verify
+from imaging import inodes, verify
+from imaging.entry import Entry, Progress
 from plumbing.errors import CorruptError, DiskError
 from precious import accountfiles, keep, place, putback
-from precious.place import free_name
+from precious.place import PutBackReport, free_name
 from precious.policy import Policy, load
-from precious.putback import PutBackReport, put_back
+from precious.putback import put_back
 
 pytestmark = pytest.mark.root
 
@@ -166,11 +167,11 @@ def test_a_file_that_the_disk_lost_is_found(tmp_path: Path, monkeypatch: pytest.
     marker = os.urandom(64)
     write(tmp_path / "old", "srv/file", marker + bytes(20_000))
     keep.collect(tmp_path / "old", SRV, tmp_path / "kept")
-    real = putback.check
+    real = place.check
     with disk(tmp_path / "disk") as new:
-        def spoilt(*args: object) -> None:
+        def spoilt(placed: Iterable[Entry], new_root: Path, progress: Progress | None) -> None:
             new.spoil(marker)
-            real(*args)  # type: ignore[arg-type]
+            real(placed, new_root, progress)
 
         monkeypatch.setattr(putback, "check", spoilt)
         with pytest.raises(CorruptError, match="srv/file: content"):
@@ -191,6 +192,12 @@ def test_what_could_not_be_written_out_is_told(tmp_path: Path, monkeypatch: pyte
         put_back(tmp_path / "kept", tmp_path / "new", SRV, index_of(tmp_path / "new"))
 
 
+def remade(path: Path, content: bytes) -> None:
+    """Put a file of its own where something else lies."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("mode", lambda root: (root / "srv/file").chmod(0o777)),
     ("owner", lambda root: os.chown(root / "srv/file", 5, 5)),
@@ -199,8 +206,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("attribute user.more", lambda root: os.setxattr(root / "srv/file", b"user.more", b"x")),
     ("presence", lambda root: (root / "srv/link").unlink()),
     ("owner", lambda root: os.lchown(root / "srv/link", 5, 5)),
-    ("type", lambda root: ((root / "srv/fifo").unlink(), (root / "srv/fifo").write_bytes(b""))),
-    ("link", lambda root: ((root / "srv/too").unlink(), (root / "srv/too").write_bytes(b"x"))),
+    ("type", lambda root: remade(root / "srv/fifo", b"")),
+    ("link", lambda root: remade(root / "srv/too", b"x")),
     ("mode", lambda root: (root / "srv/folder").chmod(0o777)),
     ("mode", lambda root: (root / "etc/both.precious").chmod(0o777)),
 ]
@@ -220,14 +227,14 @@ def test_all_that_was_placed_is_compared(tmp_path: Path, monkeypatch: pytest.Mon
         write(root, "etc/both", b"x")
     policy = rules('keep = ["/srv/**"]', 'keep = ["/etc/both"]\nwhen = "beside"')
     keep.collect(old, policy, tmp_path / "kept")
-    real, image = putback.check, index_of(new)
+    real, image = place.check, index_of(new)
     put_back(tmp_path / "kept", new, policy, image)
 
-    def damaged(*args: object) -> None:
+    def damaged(placed: Iterable[Entry], new_root: Path, progress: Progress | None) -> None:
         above = (new / "srv").stat()
         damage(new)
         os.utime(new / "srv", ns=(0, above.st_mtime_ns))
-        real(*args)  # type: ignore[arg-type]
+        real(placed, new_root, progress)
 
     monkeypatch.setattr(putback, "check", damaged)
     with pytest.raises(CorruptError, match=f": {what} is"):
@@ -285,14 +292,14 @@ def test_an_attribute_that_a_folder_cannot_get_is_told(tmp_path: Path, monkeypat
     (old / "srv/folder").mkdir(parents=True)
     os.setxattr(old / "srv/folder", b"user.colour", b"blue")
     keep.collect(old, SRV, tmp_path / "kept")
-    real = place.finish
+    real = inodes.finish
 
-    def full(*args: object) -> None:
+    def full(handle: int, entry: Entry, us: tuple[int, int]) -> None:
         """The disk is full from when the folder is given its own metadata."""
         def refuse(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        real(*args)  # type: ignore[arg-type]
+        real(handle, entry, us)
         monkeypatch.setattr(os, "setxattr", refuse)
 
     monkeypatch.setattr(place, "finish", full)

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,10 +28,11 @@ from imaging.store import Store
 from plumbing import clock
 from plumbing.digest import sha256
 from plumbing.run import run
-from recovery import bootloader, disks, identity
+from recovery import bootloader, disks, identity, layout
 from recovery import order as orders
 from recovery.cmdline import CommandLine
 from recovery.disks import Disk, Partition
+from recovery.drive import Action
 from recovery.gpt import ESP_TYPE, LINUX_TYPE
 from recovery.lastgasp import LastGasp
 from recovery.layout import LayoutPlan, PlannedPartition
@@ -185,9 +186,9 @@ def _size(device: Path) -> int:
     return int(run(["blockdev", "--getsize64", device]).text)
 
 
-def actions() -> dict[State, Callable[[Session], object]]:
+def actions() -> dict[State, Action]:
     """The phases as they are, but for the links: those are test_network's, in a namespace of their own."""
-    def connect(session: Session) -> dict[str, object]:
+    def connect(session: Session) -> Mapping[str, object]:
         begin.learn(session)
         if session.identity is not None:
             session.reporter.identify(session.identity)
@@ -220,9 +221,9 @@ def new_tree(root: Path, size: int = 3 << 20) -> None:
         (root / f"usr/share/data/{number}").write_bytes(os.urandom(size // 6))
 
 
-POLICY = {"rules": [{"keep": ["/etc/hostname", "/etc/ssh/ssh_host_*", "/etc/fstab"], "exclude": [], "when": "host",
-                     "origin": "test"}],
-          "unlisted": {"look": [], "skip": [], "max_bytes": 0}}
+POLICY: dict[str, object] = {"rules": [{"keep": ["/etc/hostname", "/etc/ssh/ssh_host_*", "/etc/fstab"], "exclude": [],
+                                        "when": "host", "origin": "test"}],
+                             "unlisted": {"look": [], "skip": [], "max_bytes": 0}}
 
 
 @contextmanager
@@ -331,8 +332,8 @@ def installing(made: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         bootloader.write_menu(area, spec)
 
     monkeypatch.setattr(blank, "_plan", plan)
-    monkeypatch.setattr(blank.layout, "is_finished", finished)
-    monkeypatch.setattr(blank.layout, "apply", apply)
+    monkeypatch.setattr(layout, "is_finished", finished)
+    monkeypatch.setattr(layout, "apply", apply)
     monkeypatch.setattr(settle, "_first_stage", first_stage)
     return makes
 

@@ -154,7 +154,7 @@ def test_a_child_that_stands_still_is_killed(said: list[str]) -> None:
 
 def test_a_child_that_works_is_left_alone(said: list[str]) -> None:
     def worker(_: Start, heartbeat: int) -> None:
-        for _ in range(10):
+        for _beat in range(10):
             os.write(heartbeat, b".")
             threading.Event().wait(0.4)
 
@@ -166,7 +166,7 @@ def test_a_heartbeat_nobody_reads_does_not_block(said: list[str]) -> None:
     def worker(_: Start, heartbeat: int) -> None:
         sent = 0
         try:
-            for _ in range(200_000):
+            for _beat in range(200_000):
                 os.write(heartbeat, b"." * 64)
                 sent += 1
         except BlockingIOError:
@@ -179,7 +179,7 @@ def test_a_heartbeat_nobody_reads_does_not_block(said: list[str]) -> None:
 
 def test_programs_the_child_starts_are_its_own_to_wait_for(said: list[str]) -> None:
     def worker(_: Start, __: int) -> None:
-        for _ in range(20):
+        for _program in range(20):
             assert run(["sh", "-c", "exit 3"], check=False).status == 3
 
     supervise(worker, say=said.append)

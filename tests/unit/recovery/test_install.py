@@ -12,7 +12,8 @@ from one_host import GUIDS, Host, actions, host, installing, reissue
 
 from plumbing.errors import RefusedError
 from plumbing.run import run
-from recovery.drive import Drive
+from recovery import layout
+from recovery.drive import Action, Drive
 from recovery.journal import PHASES, Journal
 from recovery.log import Log
 from recovery.machine import Event, State
@@ -36,14 +37,14 @@ def _cut(_: Session) -> Mapping[str, object]:
     raise PowerCutError
 
 
-def _drive(made: Host, changed: object = None, **settings: object) -> tuple[Session, list[str]]:
+def _drive(made: Host, changed: Mapping[State, Action] | None = None, **settings: object) -> tuple[Session, list[str]]:
     session, menus = made.session(**settings), list[str]()
 
     def menu(why: str, _: float | None) -> Event:
         menus.append(why)
         return Event.DONE
 
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)  # type: ignore[dict-item]
+    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
     try:
         drive.run()
     finally:
@@ -121,10 +122,10 @@ def test_a_process_that_dies_while_the_only_copy_is_in_memory_loses_nothing(
     """Process 1 starts another one; what is in memory outlives it."""
     key = _broken_upgrade(alpha)
     makes = installing(alpha, monkeypatch)
-    real_apply, real_keep, real_copy = blank.layout.apply, blank._keep_salvaged, blank._copy
+    real_apply, real_keep, real_copy = layout.apply, blank._keep_salvaged, blank._copy
 
-    def half_applied(*arguments: object, **settings: object) -> object:
-        real_apply(*arguments, **settings)  # type: ignore[arg-type]
+    def half_applied(wanted: layout.LayoutPlan, **_: object) -> object:
+        real_apply(wanted)
         run(["mkfs.ext4", "-q", "-F", alpha.devices["local"]])  # not this order's yet: is_finished says no
         raise PowerCutError
 
@@ -136,7 +137,7 @@ def test_a_process_that_dies_while_the_only_copy_is_in_memory_loses_nothing(
     where = {"after apply": ("_keep_salvaged", _cut_anything), "while copying": ("_copy", half_copied)}
     with monkeypatch.context() as patch, pytest.raises(PowerCutError):
         if dies == "in apply":
-            patch.setattr(blank.layout, "apply", half_applied)
+            patch.setattr(layout, "apply", half_applied)
         else:
             patch.setattr(blank, *where[dies])
         _drive(alpha)

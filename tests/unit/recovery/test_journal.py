@@ -131,7 +131,7 @@ def test_the_same_work_under_a_new_order_goes_on(journal: Journal) -> None:
     journal.attempt()
     journal.failed("restore", "no")
     state = journal.order("order-2", "upgrade", ONE)
-    assert (state.order, state.resume, state.frames) == ("order-2", "restore", {1, 2})
+    assert (state.order, state.resume, state.frames) == ("order-2", "restore", frozenset({1, 2}))
     assert (state.attempts, state.failures) == (0, 0)
     assert state.precious_order == "order-1"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -47,7 +47,7 @@ class Mailbox:
     def message(self) -> EmailMessage:
         content = self.mails[-1].content
         assert isinstance(content, bytes)
-        return cast("EmailMessage", email.message_from_bytes(content, policy=email.policy.default))
+        return email.message_from_bytes(content, policy=email.policy.default)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ HOSTILE = st.text(alphabet=st.sampled_from("\r\n\0\t .:aB<>@é\u2028\ud800"), ma
 @given(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
 def test_no_text_adds_a_header_or_a_recipient(host: str, phase: str, kind: str, sentence: str, line: str) -> None:
     raw = compose(Gasp(host, "o" + host, phase, kind, sentence, GASP.at, (line,), (line,)), _mail(Gateway("g", 25)))
-    message = cast("EmailMessage", email.message_from_bytes(raw, policy=email.policy.default))
+    message = email.message_from_bytes(raw, policy=email.policy.default)
     assert sorted(message.keys()) == sorted([
         "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Type",
         "Content-Transfer-Encoding", "MIME-Version"])

@@ -18,7 +18,7 @@ from plumbing import durable
 from plumbing.run import run
 from recovery import bootloader, disks, hostkeys
 from recovery.bootloader import BootSpec, RecoveryFiles, SystemBoot
-from recovery.drive import Drive
+from recovery.drive import Action, Drive
 from recovery.init import Start, last_resort, supervise
 from recovery.journal import Journal
 from recovery.machine import Event, State
@@ -42,14 +42,14 @@ def _cut(_: Session) -> Mapping[str, object]:
     raise PowerCutError
 
 
-def _drive(made: Host, changed: object = None) -> tuple[Session, list[str]]:
+def _drive(made: Host, changed: Mapping[State, Action] | None = None) -> tuple[Session, list[str]]:
     session, menus = made.session(), list[str]()
 
     def menu(why: str, _: float | None) -> Event:
         menus.append(why)
         return Event.DONE
 
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)  # type: ignore[dict-item]
+    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
     try:
         drive.run()
     finally:

@@ -233,7 +233,12 @@ def test_the_attempts_of_one_boot_are_all_had(road: Callable[..., Road], tmp_pat
     drive.session.is_wiped, drive.session.default_attempts = True, 5
     drive.session.journal = _journal_with(tmp_path, MOST_FRUITLESS - 1)
     journal = drive.session.journal
-    drive.drive._actions = {**drive.drive._actions, State.ORDER: lambda _: journal.attempt() and {}}
+
+    def order(_: Session) -> Mapping[str, object]:
+        journal.attempt()
+        return {}
+
+    drive.drive._actions = {**drive.drive._actions, State.ORDER: order}
     drive.drive.run()
     assert drive.menus == [] and journal.state.fruitless > MOST_FRUITLESS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from imaging.release import Release
 from imaging.sources import StageWriter
 from plumbing.errors import NetworkError, RefusedError
 from recovery import bootloader, disks
-from recovery.drive import Drive
+from recovery.drive import Action, Drive
 from recovery.machine import PHASES, Event, State
 from recovery.session import Session
 
@@ -34,9 +34,6 @@ class PowerCutError(BaseException):
     """Not an Exception: nothing in recovery may catch it."""
 
 
-Action = Callable[[Session], Mapping[str, object]]
-
-
 def _drive(made: Host, changed: Mapping[State, Action] | None = None, **settings: object) -> tuple[Session, list[str]]:
     """Boot recovery once, to its reboot; returns the session and what the rescue menu was shown for."""
     session = made.session(**settings)
@@ -46,7 +43,7 @@ def _drive(made: Host, changed: Mapping[State, Action] | None = None, **settings
         menus.append(why)
         return Event.DONE
 
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)  # type: ignore[arg-type]
+    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
     try:
         drive.run()
     finally:
@@ -120,15 +117,15 @@ def test_a_power_cut_resumes(alpha: Host, phase: State, when: str) -> None:
         return
     ran: list[State] = []
     watched = {state: _noted(ran, state, action) for state, action in actions().items()}
-    _, menus = _drive(alpha, watched)  # type: ignore[arg-type]
+    _, menus = _drive(alpha, watched)
     assert menus == []
     _is_new(alpha)
     if when == "after" and phase in (State.WIPE, State.RESTORE, State.VERIFY):
         assert phase not in ran, "what the journal says is done is not done again"
 
 
-def _noted(ran: list[State], state: State, action: Callable[[Session], object]) -> Callable[[Session], object]:
-    def act(session: Session) -> object:
+def _noted(ran: list[State], state: State, action: Action) -> Action:
+    def act(session: Session) -> Mapping[str, object]:
         ran.append(state)
         return action(session)
 
@@ -144,7 +141,7 @@ def test_after_finish_nothing_is_done_twice(alpha: Host, default: Literal["recov
         bootloader.set_default(area, default)
     ran: list[State] = []
     watched = {state: _noted(ran, state, action) for state, action in actions().items()}
-    _, menus = _drive(alpha, watched)  # type: ignore[arg-type]
+    _, menus = _drive(alpha, watched)
     if default == "recovery":
         assert menus == [] and ran == [State.NETWORK, State.ORDER, State.DISKS, State.FINISH]
     else:
@@ -168,7 +165,7 @@ def test_a_new_order_after_a_finished_one(alpha: Host, tmp_path: Path) -> None:
 
 
 def _refused(made: Host, word: str, **settings: object) -> None:
-    session, menus = _drive(made, **settings)
+    session, menus = _drive(made, None, **settings)
     assert menus == []
     assert any("FAILED" in line and word in line for line in session.log.last(100)), session.log.last(20)
     _is_old(made)

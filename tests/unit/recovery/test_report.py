@@ -52,7 +52,7 @@ def control() -> Iterator[Control]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            claim = hostauth.read_claim(self.headers)
+            claim = hostauth.read_claim(dict(self.headers.items()))
             hostauth.verify(claim, state.key.public_key(), clock.wall(), "POST", self.path, body)
             with state.change:
                 state.asked += 1
