@@ -32,12 +32,12 @@ from recovery import bootloader, disks, identity, layout
 from recovery import order as orders
 from recovery.cmdline import CommandLine
 from recovery.disks import Disk, Partition
-from recovery.drive import Action
+from recovery.drive import Action, Drive
 from recovery.gpt import ESP_TYPE, LINUX_TYPE
 from recovery.lastgasp import LastGasp
 from recovery.layout import LayoutPlan, PlannedPartition
 from recovery.log import Log
-from recovery.machine import State
+from recovery.machine import Event, State
 from recovery.order import Disks, Layout, LayoutPartition, Machine, Order, PartitionRef, Target
 from recovery.phases import ACTIONS, begin, blank, settle
 from recovery.report import Reporter
@@ -284,6 +284,32 @@ def _loop(image: Path, size: int) -> Iterator[Path]:
         stream.truncate(size)
     with attached(image) as device:
         yield device
+
+
+class PowerCutError(BaseException):
+    """Not an Exception: nothing in recovery may catch it."""
+
+
+def cut(_: Session) -> Mapping[str, object]:
+    """The power goes."""
+    raise PowerCutError
+
+
+def drive(made: Host, changed: Mapping[State, Action] | None = None, **settings: object) -> tuple[Session, list[str]]:
+    """Boot recovery once, to its reboot; returns the session and what the rescue menu was shown for."""
+    session, menus = made.session(**settings), list[str]()
+
+    def menu(why: str, _: float | None) -> Event:
+        menus.append(why)
+        return Event.DONE
+
+    driver = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
+    try:
+        driver.run()
+    finally:
+        session.close()
+        print("\n".join(session.log.last(200)))  # shown when a test fails
+    return session, menus
 
 
 def reissue(made: Host, **changes: object) -> Order:

@@ -4,53 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from one_host import GUIDS, Host, actions, host, installing, reissue
+from one_host import GUIDS, Host, PowerCutError, cut, drive, installing, reissue
 
 from plumbing.errors import RefusedError
 from plumbing.run import run
 from recovery import layout
-from recovery.drive import Action, Drive
 from recovery.journal import PHASES, Journal
 from recovery.log import Log
-from recovery.machine import Event, State
+from recovery.machine import State
 from recovery.phases import blank, settle
 from recovery.session import Session
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with host(tmp_path) as made:
-        yield made
-
-
-class PowerCutError(BaseException):
-    """Not an Exception: nothing in recovery may catch it."""
-
-
-def _cut(_: Session) -> Mapping[str, object]:
-    raise PowerCutError
-
-
-def _drive(made: Host, changed: Mapping[State, Action] | None = None, **settings: object) -> tuple[Session, list[str]]:
-    session, menus = made.session(**settings), list[str]()
-
-    def menu(why: str, _: float | None) -> Event:
-        menus.append(why)
-        return Event.DONE
-
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
-    try:
-        drive.run()
-    finally:
-        session.close()
-        print("\n".join(session.log.last(200)))  # shown when a test fails
-    return session, menus
 
 
 def _journal(made: Host) -> bytes:
@@ -60,7 +28,7 @@ def _journal(made: Host) -> bytes:
 
 def test_an_install(alpha: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     makes = installing(alpha, monkeypatch)
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     assert makes == ["boot", "root", "local"]
     with alpha.mounted("root") as root, alpha.mounted("local") as local:
@@ -75,7 +43,7 @@ def test_a_release_that_the_layout_s_root_does_not_take_is_refused_before_the_la
     makes = installing(alpha, monkeypatch)
     (tmp_path / "new/more").write_bytes(bytes(45 << 20))
     alpha.order = reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert len(menus) == 1 and "takes 48 MiB" in menus[0] and makes == []
 
 
@@ -87,7 +55,7 @@ def _broken_upgrade(made: Host) -> bytes:
     with made.mounted("root") as root:
         key = (root / "etc/ssh/ssh_host_ed25519_key").read_bytes()
     with pytest.raises(PowerCutError):
-        _drive(made, {State.RESTORE: _cut})
+        drive(made, {State.RESTORE: cut})
     return key
 
 
@@ -104,7 +72,7 @@ def test_precious_files_of_an_unfinished_upgrade_come_back_and_the_fstab_names_t
         (root / "etc/fstab").write_text("UUID=old / ext4 noatime 0 1\ntmpfs /tmp tmpfs size=9m 0 0\n")
     key = _broken_upgrade(alpha)
     installing(alpha, monkeypatch)
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == []
     _has_precious(alpha, key)
     with alpha.mounted("root") as root:
@@ -140,10 +108,10 @@ def test_a_process_that_dies_while_the_only_copy_is_in_memory_loses_nothing(
             patch.setattr(layout, "apply", half_applied)
         else:
             patch.setattr(blank, *where[dies])
-        _drive(alpha)
+        drive(alpha)
     assert (makes == []) is (dies == "while copying")
     assert blank._keep_salvaged is real_keep
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     _has_precious(alpha, key)
 
@@ -178,7 +146,7 @@ def test_precious_files_that_do_not_fit_are_refused_before_the_layout(
     makes = installing(alpha, monkeypatch)
     (tmp_path / "new/more").write_bytes(bytes(20 << 20))
     alpha.order = reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert len(menus) == 1 and "with the precious files takes" in menus[0] and makes == []
 
 
@@ -188,7 +156,7 @@ def test_precious_files_that_do_not_fit_are_refused_before_the_layout(
 def test_a_replayed_install_order_is_refused_and_leaves_no_trace(alpha: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever recorded the order plays it again, from a boot server of his own, after the host was upgraded."""
     makes = installing(alpha, monkeypatch)
-    _drive(alpha)
+    drive(alpha)
     with alpha.mounted("local") as local:
         journal = Journal(local / "recover/journal")
         journal.order("later", "upgrade", "sha256:2")
@@ -198,7 +166,7 @@ def test_a_replayed_install_order_is_refused_and_leaves_no_trace(alpha: Host, mo
     with alpha.mounted("root") as root:
         (root / "since").write_text("the host has lived")
     before, makes[:] = _journal(alpha), []
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert len(menus) == 1 and "was carried out before" in menus[0]
     assert makes == [] and _journal(alpha) == before
     with alpha.mounted("root") as root:
@@ -210,10 +178,10 @@ def test_an_order_that_another_local_on_the_disk_says_is_done_is_refused(
         alpha: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout is not this order's any more and its /local is not taken up; its journal knows it all the same."""
     makes = installing(alpha, monkeypatch)
-    _drive(alpha)
+    drive(alpha)
     run(["tune2fs", "-U", "random", alpha.devices["local"]])
     makes.clear()
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert len(menus) == 1 and "was carried out before" in menus[0] and makes == []
 
 
@@ -225,7 +193,7 @@ def test_a_command_line_that_hides_local_does_not_spare_the_comparison(alpha: Ho
     """An order for another host with this machine's MAC address, and a boot server that leaves /local out."""
     reissue(alpha, host="beta")
     alpha.local_word = None if word is None else GUIDS[word]
-    session, menus = _drive(alpha, {State.DISKS: _cut})
+    session, menus = drive(alpha, {State.DISKS: cut})
     assert len(menus) == 1 and "was not started with that host's /local" in menus[0]
     assert any("FAILED (refused)" in line for line in session.log.last(100))
     with alpha.mounted("root") as root, alpha.mounted("local") as local:
@@ -236,7 +204,7 @@ def test_a_command_line_that_hides_local_does_not_spare_the_comparison(alpha: Ho
 def test_an_upgrade_without_an_identity_on_local_is_refused(alpha: Host) -> None:
     with alpha.mounted("local") as local:
         (local / "recover/agent/agent.json").unlink()
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == [] and any("the identity on it" in line for line in session.log.last(100))
     assert alpha.boots() == "system"
     with alpha.mounted("local") as local:

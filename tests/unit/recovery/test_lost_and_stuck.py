@@ -5,67 +5,34 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from loopdevice import attached
-from one_host import Host, actions, host, reissue
+from one_host import Host, PowerCutError, cut, drive, reissue
 
 from plumbing import durable
 from plumbing.run import run
 from recovery import bootloader, disks, hostkeys
 from recovery.bootloader import BootSpec, RecoveryFiles, SystemBoot
-from recovery.drive import Action, Drive
 from recovery.init import Start, last_resort, supervise
 from recovery.journal import Journal
-from recovery.machine import Event, State
+from recovery.machine import State
 from recovery.phases import blank
-from recovery.session import Session
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with host(tmp_path) as made:
-        yield made
-
-
-class PowerCutError(BaseException):
-    """Not an Exception: nothing in recovery may catch it."""
-
-
-def _cut(_: Session) -> Mapping[str, object]:
-    raise PowerCutError
-
-
-def _drive(made: Host, changed: Mapping[State, Action] | None = None) -> tuple[Session, list[str]]:
-    session, menus = made.session(), list[str]()
-
-    def menu(why: str, _: float | None) -> Event:
-        menus.append(why)
-        return Event.DONE
-
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
-    try:
-        drive.run()
-    finally:
-        session.close()
-        print("\n".join(session.log.last(200)))  # shown when a test fails
-    return session, menus
 
 
 def test_what_the_old_system_wrote_after_a_cut_is_kept(alpha: Host) -> None:
     """Cut between `done preserve` and the boot default: the old system lives on, so its files are collected again."""
     with pytest.raises(PowerCutError):
-        _drive(alpha, {State.WIPE: _cut})
+        drive(alpha, {State.WIPE: cut})
     assert alpha.boots() == "system"
     with alpha.mounted("root") as root:
         (root / "etc/hostname").write_text("renamed-since\n")
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     with alpha.mounted("root") as root:
         assert (root / "etc/hostname").read_text() == "renamed-since\n"
@@ -73,8 +40,8 @@ def test_what_the_old_system_wrote_after_a_cut_is_kept(alpha: Host) -> None:
 
 def test_after_the_border_the_archive_is_not_collected_from_the_new_root(alpha: Host) -> None:
     with pytest.raises(PowerCutError):
-        _drive(alpha, {State.VERIFY: _cut})
-    session, menus = _drive(alpha)
+        drive(alpha, {State.VERIFY: cut})
+    session, menus = drive(alpha)
     assert menus == []
     assert not any("preserve: begins" in line for line in session.log.last(200))
 
@@ -83,7 +50,7 @@ def test_a_root_that_recovery_cannot_make_is_refused_before_the_wipe(alpha: Host
     assert alpha.order.disks is not None
     run(["mkfs.ext4", "-q", "-F", "-t", "ext3", alpha.devices["root"]])
     reissue(alpha, disks=replace(alpha.order.disks, root=replace(alpha.order.disks.root, fstype="ext3")))
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == [] and any("makes ext4 roots, not ext3" in line for line in session.log.last(50))
     assert alpha.boots() == "system"
 
@@ -95,7 +62,7 @@ def test_precious_files_that_do_not_fit_into_the_new_root_are_refused_before_the
     (tmp_path / "new/more").write_bytes(bytes(26 << 20))
     reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"), precious={
         "rules": [{"keep": ["/srv/**"], "exclude": [], "when": "host", "origin": "test"}], "unlisted": {}})
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == [] and any("with the precious files" in line for line in session.log.last(50))
     assert alpha.boots() == "system"
     with alpha.mounted("root") as root:
@@ -104,7 +71,7 @@ def test_precious_files_that_do_not_fit_into_the_new_root_are_refused_before_the
 
 def test_the_label_of_the_root_stays(alpha: Host) -> None:
     run(["e2label", alpha.devices["root"], "web-root"])
-    _drive(alpha)
+    drive(alpha)
     there = disks.identify(alpha.devices["root"])
     assert there is not None and there.label == "web-root"
 
@@ -132,7 +99,7 @@ def test_a_broken_recovery_goes_back_to_a_whole_system(alpha: Host) -> None:
     assert last_resort(session) is State.FAILED
     session.close()
     with pytest.raises(PowerCutError):
-        _drive(alpha, {State.RESTORE: _cut})
+        drive(alpha, {State.RESTORE: cut})
     session = alpha.session()
     assert last_resort(session) is State.GASP, "the root was wiped"
     session.close()

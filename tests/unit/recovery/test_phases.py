@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from one_host import POLICY, Host, actions, free_port, host, reissue
+from one_host import POLICY, Host, PowerCutError, actions, cut, drive, free_port, reissue
 
 from imaging.audit import load_index
 from imaging.release import Release
 from imaging.sources import StageWriter
 from plumbing.errors import NetworkError, RefusedError
 from recovery import bootloader, disks
-from recovery.drive import Action, Drive
-from recovery.machine import PHASES, Event, State
+from recovery.drive import Action
+from recovery.machine import PHASES, State
 from recovery.session import Session
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def alpha(tmp_path: Path) -> Iterator[Host]:
-    with host(tmp_path) as made:
-        yield made
-
-
-class PowerCutError(BaseException):
-    """Not an Exception: nothing in recovery may catch it."""
-
-
-def _drive(made: Host, changed: Mapping[State, Action] | None = None, **settings: object) -> tuple[Session, list[str]]:
-    """Boot recovery once, to its reboot; returns the session and what the rescue menu was shown for."""
-    session = made.session(**settings)
-    menus: list[str] = []
-
-    def menu(why: str, retry_s: float | None) -> Event:
-        menus.append(why)
-        return Event.DONE
-
-    drive = Drive(session, {**actions(), **(changed or {})}, menu=menu, jitter=lambda: 0.0, pause=lambda _: None)
-    try:
-        drive.run()
-    finally:
-        session.close()
-        print("\n".join(session.log.last(200)))  # shown when a test fails
-    return session, menus
 
 
 def _is_new(made: Host) -> None:
@@ -77,7 +49,7 @@ def _is_old(made: Host) -> None:
 
 def test_an_upgrade(alpha: Host) -> None:
     before = disks.identify(alpha.devices["root"])
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == [], session.log.last(50)
     _is_new(alpha)
     after = disks.identify(alpha.devices["root"])
@@ -89,7 +61,7 @@ def test_an_upgrade(alpha: Host) -> None:
 def test_reading_the_archive_and_putting_back_say_how_far_they_are(alpha: Host) -> None:
     """Process 1 kills what says nothing for too long."""
     told: set[tuple[str, str]] = set()
-    _, menus = _drive(alpha, progress=lambda phase: lambda what, done, total: told.add((phase, what)))
+    _, menus = drive(alpha, progress=lambda phase: lambda what, done, total: told.add((phase, what)))
     assert menus == []
     assert told >= {("preserve", "look"), ("preserve", "read back"), ("putback", "read back"), ("putback", "restore"),
                     ("putback", "check")}
@@ -101,13 +73,13 @@ def test_a_power_cut_resumes(alpha: Host, phase: State, when: str) -> None:
     """The cut comes before the phase did anything, or after all of it but before anyone was told."""
     real = actions()[phase]
 
-    def cut(session: Session) -> Mapping[str, object]:
+    def cut_here(session: Session) -> Mapping[str, object]:
         if when == "after":
             real(session)
-        raise PowerCutError
+        return cut(session)
 
     with pytest.raises(PowerCutError):
-        _drive(alpha, {phase: cut})
+        drive(alpha, {phase: cut_here})
     if PHASES.index(phase) <= PHASES.index(State.DISKS) or (phase, when) == (State.PRESERVE, "before"):
         _is_old(alpha)
     elif phase is not State.FINISH and (phase, when) not in ((State.PRESERVE, "after"), (State.WIPE, "before")):
@@ -117,7 +89,7 @@ def test_a_power_cut_resumes(alpha: Host, phase: State, when: str) -> None:
         return
     ran: list[State] = []
     watched = {state: _noted(ran, state, action) for state, action in actions().items()}
-    _, menus = _drive(alpha, watched)
+    _, menus = drive(alpha, watched)
     assert menus == []
     _is_new(alpha)
     if when == "after" and phase in (State.WIPE, State.RESTORE, State.VERIFY):
@@ -135,13 +107,13 @@ def _noted(ran: list[State], state: State, action: Action) -> Action:
 @pytest.mark.parametrize("default", ["recovery", "system"])
 def test_after_finish_nothing_is_done_twice(alpha: Host, default: Literal["recovery", "system"]) -> None:
     """A cut before the boot default was set is made good; GRUB's fallback from a system that does not load is told."""
-    _drive(alpha)
+    drive(alpha)
     with alpha.mounted("root") as root, alpha.mounted("boot") as area:
         (root / "since").write_text("the new system has lived")
         bootloader.set_default(area, default)
     ran: list[State] = []
     watched = {state: _noted(ran, state, action) for state, action in actions().items()}
-    _, menus = _drive(alpha, watched)
+    _, menus = drive(alpha, watched)
     if default == "recovery":
         assert menus == [] and ran == [State.NETWORK, State.ORDER, State.DISKS, State.FINISH]
     else:
@@ -152,10 +124,10 @@ def test_after_finish_nothing_is_done_twice(alpha: Host, default: Literal["recov
 
 
 def test_a_new_order_after_a_finished_one(alpha: Host, tmp_path: Path) -> None:
-    _drive(alpha)
+    drive(alpha)
     (tmp_path / "new/usr/bin/tool").write_text("newer\n")
     reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     with alpha.mounted("root") as root:
         assert (root / "usr/bin/tool").read_text() == "newer\n"
@@ -165,7 +137,7 @@ def test_a_new_order_after_a_finished_one(alpha: Host, tmp_path: Path) -> None:
 
 
 def _refused(made: Host, word: str, **settings: object) -> None:
-    session, menus = _drive(made, None, **settings)
+    session, menus = drive(made, None, **settings)
     assert menus == []
     assert any("FAILED" in line and word in line for line in session.log.last(100)), session.log.last(20)
     _is_old(made)
@@ -203,7 +175,7 @@ def test_an_order_signed_by_another_key(alpha: Host) -> None:
 
 def test_a_bad_fresh_order_and_a_good_one_on_local(alpha: Host) -> None:
     alpha.site.order = b"{}"
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     _is_new(alpha)
 
@@ -239,7 +211,7 @@ def test_a_sparse_file_takes_what_it_takes(alpha: Host, tmp_path: Path) -> None:
     with (tmp_path / "new/sparse").open("wb") as stream:
         stream.truncate(200 << 20)
     reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     with alpha.mounted("root") as root:
         assert (root / "sparse").stat().st_size == 200 << 20
@@ -259,7 +231,7 @@ def test_a_release_of_more_inodes_than_mkfs_makes_by_itself(alpha: Host, tmp_pat
     for number in range(13500):
         (tmp_path / f"new/usr/share/data/f{number}").touch()
     reissue(alpha, release=alpha.site.release(tmp_path / "new", "14"))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     with alpha.mounted("root") as root:
         assert (root / "usr/share/data/f13499").exists()
@@ -293,7 +265,7 @@ def _stage(made: Host, rotten: frozenset[int] = frozenset()) -> None:
 def test_a_whole_stage_needs_no_content_server(alpha: Host) -> None:
     _stage(alpha)
     alpha.site.break_blob = lambda offset, data: None
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     _is_new(alpha)
 
@@ -306,7 +278,7 @@ def test_staged_frames_that_rotted_and_no_server_that_has_them(alpha: Host) -> N
 
 def test_staged_frames_that_rotted_are_fetched_and_the_others_are_not(alpha: Host) -> None:
     _stage(alpha, frozenset({0, 1, 2}))
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == []
     assert any("3 of" in line and "do not read back" in line for line in session.log.last(200))
     assert alpha.site.blobs_read == 3 + 1, "one of them to see that a server has it"
@@ -338,7 +310,7 @@ def test_no_room_for_what_is_precious(alpha: Host) -> None:
                 stream.flush()
             except OSError:
                 break
-    session, _ = _drive(alpha)
+    session, _ = drive(alpha)
     assert any("preserve" in line or "ENOSPC" in line for line in session.log.last(20))
     _is_old(alpha)
 
@@ -362,11 +334,11 @@ def test_a_failure_after_the_wipe_is_told_and_never_boots_the_half(alpha: Host) 
     def fail(session: Session) -> Mapping[str, object]:
         raise NetworkError("no source has the next frame; check the content servers")
 
-    session, menus = _drive(alpha, {State.RESTORE: fail})
+    session, menus = drive(alpha, {State.RESTORE: fail})
     assert len(menus) == 1 and "no source has the next frame" in menus[0]
     assert alpha.boots() == "recovery"
     assert session.journal is not None and session.journal.state.failures == 3
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     _is_new(alpha)
 
@@ -387,7 +359,7 @@ def test_a_repair_on_the_server_heals_with_a_new_release(alpha: Host, tmp_path: 
             raise RefusedError("this release is broken; issue another")
         return real(session)
 
-    _, menus = _drive(alpha, {State.RESTORE: fail_once})  # type: ignore[dict-item]
+    _, menus = drive(alpha, {State.RESTORE: fail_once})  # type: ignore[dict-item]
     assert menus == []
     with alpha.mounted("root") as root:
         assert (root / "repaired").exists()
@@ -405,7 +377,7 @@ def test_a_difference_found_by_verify_makes_the_root_anew(alpha: Host) -> None:
             (session.places.root / "usr/bin/tool").write_text("rot\n")
         return real(session)
 
-    session, menus = _drive(alpha, {State.VERIFY: spoil_once})  # type: ignore[dict-item]
+    session, menus = drive(alpha, {State.VERIFY: spoil_once})  # type: ignore[dict-item]
     assert menus == []
     assert any("usr/bin/tool" in line for line in session.log.last(200))
     _is_new(alpha)
@@ -419,7 +391,7 @@ def test_the_last_gasp_is_spooled_when_nobody_takes_it(alpha: Host) -> None:
     def fail(session: Session) -> Mapping[str, object]:
         raise OSError(5, "Input/output error", "/dev/vda2")
 
-    _drive(alpha, {State.RESTORE: fail})
+    drive(alpha, {State.RESTORE: fail})
     with alpha.mounted("local") as local:
         (spooled,) = (local / "recover/spool").glob("*.json")
         assert b"message" in spooled.read_bytes()
@@ -432,7 +404,7 @@ def test_without_a_control_server_nothing_is_wiped(alpha: Host) -> None:
         words["control_url"] = f"http://127.0.0.1:{free_port()}"
         (local / "recover/agent/agent.json").write_text(json.dumps(words))
     del session
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert menus == []
     _is_old(alpha)
 
@@ -440,22 +412,19 @@ def test_without_a_control_server_nothing_is_wiped(alpha: Host) -> None:
 def test_a_corrupt_journal_goes_back_while_the_boot_area_says_so(alpha: Host) -> None:
     with alpha.mounted("local") as local:
         (local / "recover/journal").write_bytes(b"garbage\nmore garbage\n")
-    session, menus = _drive(alpha)
+    session, menus = drive(alpha)
     assert menus == [] and any("journal" in line for line in session.log.last(50))
     _is_old(alpha)
 
 
 def test_a_corrupt_journal_after_the_wipe_waits_for_a_person(alpha: Host) -> None:
-    def stop(session: Session) -> Mapping[str, object]:
-        raise PowerCutError
-
     with pytest.raises(PowerCutError):
-        _drive(alpha, {State.RESTORE: stop})
+        drive(alpha, {State.RESTORE: cut})
     with alpha.mounted("local") as local:
         journal = local / "recover/journal"
         lines = journal.read_bytes().splitlines(keepends=True)
         journal.write_bytes(b"".join([lines[0][:20] + b"x" + lines[0][21:], *lines[1:]]))
-    _, menus = _drive(alpha)
+    _, menus = drive(alpha)
     assert len(menus) == 1
     assert alpha.boots() == "recovery"
 
