@@ -223,7 +223,7 @@ class Demo:
             self.say(f"{host}: {phase} …")
         elif kind == "progress" and data.get("tickets"):
             self.say(f"{host}: {phase} holds ticket {', '.join(map(str, data['tickets']))}")
-        elif kind == "progress" and data.get("total"):
+        elif kind == "progress" and int(data.get("total", 0)) >= 1_000_000:
             self.say(f"{host}: {phase} {int(data.get('done', 0)) / 1e6:.0f} of {int(data['total']) / 1e6:.0f} MB")
         elif kind in {"done", "healthy", "failed"}:
             seconds = at - began.get((host, phase), at)

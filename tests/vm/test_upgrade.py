@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from conftest import Begin, Tell
 
-from lab import demo, fleet
+from lab import demo, fleet, roots
 from lab.demo import Demo, Wish
 from lab.qemu import Disk
 
 pytestmark = pytest.mark.root
 
+BLOCK = 4096
 OLD, NEW = "Debian GNU/Linux 12 (bookworm)", "Debian GNU/Linux 13 (trixie)"
 BEFORE_WIPE = ("preserve: begins", "wipe: begins")
 """A cut as these begin finds the boot default still at the old system."""
@@ -83,20 +86,20 @@ def test_power_cuts_in_every_phase_lose_nothing(begin: Begin, tell: Tell) -> Non
 
 
 def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin: Begin, tell: Tell) -> None:
-    """The stage is damaged and the server dies before the restore: last gasp, rescue menu, and the same order again."""
+    """The new root rots and the server dies while it is verified: last gasp, rescue menu, and the same order again."""
     run = begin(Wish(attempts=1))
     before = run.boot_fleet()
     run.order()
     machine = run.hosts[0].on
-    machine.wait_for_console(r"preserve: begins", 240)
-    machine.qmp.execute("stop")  # recovery has read none of the stage yet but the index
-    damage_stage(run)
+    machine.wait_for_console(r"verify: begins", 240)
+    machine.qmp.execute("stop")
+    damage_root(run)
     run.control.kill()
     machine.qmp.execute("cont")
     mail = run.mailbox.wait_for_mail(400)[0]
     text = mail.get_content()
     assert mail["Subject"] and "alpha" in str(mail["Subject"])
-    for word in ("alpha", "restore", "order"):
+    for word in ("alpha", "verify", "corrupt", "order"):
         assert word in text, text
     machine.wait_for_console("a shell on this console", 60)
     run.control.start()
@@ -104,22 +107,25 @@ def test_a_host_that_cannot_go_on_mails_and_heals_when_the_server_is_back(begin:
     check_kept(run.compare(dict(before), run.follow(forgive=True)), tell)
 
 
-def damage_stage(run: Demo) -> None:
-    """Zero a few blocks of the staged layer on the host's disk image, as a dying disk would."""
+def damage_root(run: Demo) -> None:
+    """Write noise amid the largest files of the new root on the host's disk image, as a dying disk would."""
     built = run.hosts[0].built
     assert built is not None
-    local = built.plan.partition("local")
-    blobs = (run.control.folder / "store/blobs/sha256").iterdir()
-    layer = max(blobs, key=lambda blob: blob.stat().st_size).read_bytes()
-    with built.image.open("r+b") as disk:
-        disk.seek(local.offset)
-        data = disk.read(local.size)
-        places = [data.find(layer[at:at + 4096]) for at in range(8 << 20, len(layer) - 4096, 8 << 20)]
-        assert sum(place >= 0 for place in places) > 5, "the stage was not found on the disk"
-        for place in places:
-            if place >= 0:
-                disk.seek(local.offset + place)
-                disk.write(bytes(4096))
+    root = built.plan.partition("root")
+    files = [path for path in roots.root_tree(roots.RootSpec("trixie")).rglob("*")
+             if path.is_file() and not path.is_symlink()]
+    wanted = set()
+    for path in sorted(files, key=lambda path: path.stat().st_size)[-40:]:
+        with path.open("rb") as content:
+            content.seek(path.stat().st_size // 2 // BLOCK * BLOCK)
+            wanted.add(content.read(BLOCK))
+    hit = 0
+    with built.image.open("r+b", buffering=0) as disk:
+        for place in range(root.offset, root.offset + root.size, BLOCK):
+            if os.pread(disk.fileno(), BLOCK, place) in wanted:
+                os.pwrite(disk.fileno(), os.urandom(BLOCK), place)
+                hit += 1
+    assert hit > 20, "the new root was not found on the disk"
 
 
 def test_another_disk_leaves_the_host_as_it_was(begin: Begin) -> None:
