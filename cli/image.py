@@ -28,10 +28,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in b
 
 @app.command()
 def build(
-    source: Annotated[Path, typer.Argument(help="A root tree, or a tar of one (compressed or not; needs root).")],
+    source: Annotated[str, typer.Argument(
+        help="A root tree; or, as root, a tar of one, a raw or qcow2 disk image, or oci:LAYOUT[:TAG].")],
     name: Annotated[str, typer.Option(help="The release's name, such as debian.")],
     version: Annotated[str, typer.Option(help="Its version; a version is built once and never changes.")],
     arch: Annotated[str, typer.Option(help="Its architecture, as Debian writes it (default: the tree's).")] = "",
+    partition: Annotated[int | None, typer.Option(
+        min=1, help="The disk image's partition (default: its only root, or only Linux filesystem).")] = None,
+    one_file_system: Annotated[bool, typer.Option(
+        "--one-file-system/--all-file-systems", help="Leave out what is mounted in the tree, or take it.")] = True,
+    scratch: Annotated[Path | None, typer.Option(
+        help="Where a tar or an image is unpacked (default: $TMPDIR or /tmp); gone afterwards.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(
         help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")] = None,
     default_excludes: Annotated[bool, typer.Option(
@@ -41,21 +48,22 @@ def build(
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
-    from imaging.capture import architecture, capture, capture_tar
+    from imaging.capture import capture
     from imaging.excludes import DEFAULT_EXCLUDES, Exclude
-    from imaging.release import Release
+    from imaging.release import Release, check_word
+    from imaging.root_sources.choose import choose
 
     store, catalogue = _open(site)
     excludes = (*(DEFAULT_EXCLUDES if default_excludes else ()), *map(Exclude.parse, exclude or ()))
     target = _recovery_target(catalogue, recovery) if recovery else None
+    for word, what in ((name, "name"), (version, "version"), (arch or "any", "architecture")):
+        check_word(word, what)  # before anything is unpacked
     started, notes = clock.monotonic(), list[str]()
-    if source.is_dir():
-        manifest = capture(source, store, name=name, version=version, arch=arch or architecture(source),
-                           excludes=excludes, level=level, recovery=target, progress=_progress(as_json),
-                           note=notes.append)
-    else:
-        manifest = capture_tar(source, store, name=name, version=version, arch=arch or None, excludes=excludes,
-                               level=level, recovery=target, progress=_progress(as_json), note=notes.append)
+    found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=notes.append)
+    with found.opened() as root:
+        manifest = capture(root.path, store, name=name, version=version, arch=root.arch, excludes=excludes, level=level,
+                           recovery=target, progress=_progress(as_json), note=notes.append,
+                           one_file_system=one_file_system)
     release = Release.parse(manifest)
     catalogue.publish(release.target, manifest)
     if as_json:

@@ -1,4 +1,4 @@
-"""Making a release: a tree, or a tar of one, becomes blobs and a manifest in a store. I/O.
+"""Making a release: a tree becomes blobs and a manifest in a store. I/O.
 
 scan → (content, digest) → tar record → frames → index → layer → config → manifest, and only then the ref. Whatever
 fails before the last step leaves the store as it was.
@@ -7,9 +7,6 @@ fails before the last step leaves the store as it was.
 from __future__ import annotations
 
 import os
-import shutil
-import struct
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +24,12 @@ from imaging.release import Release, check_word, config
 from imaging.scan import FileChangedError, Note, TreeReader, scan
 from imaging.store import Store
 from plumbing.digest import sha256
-from plumbing.errors import CommandError, RefusedError, UsageError
-from plumbing.run import run
+from plumbing.errors import UsageError
 
 LEVEL = 3
 """The zstd level: the build then runs at the speed of reading; 19 saves about a sixth of the bytes."""
 ATTEMPTS = 3
 """How often a file that changes while it is read is read."""
-
-_MACHINES = {3: "i386", 0x15: "ppc64el", 0x16: "s390x", 0x28: "armhf", 0x3E: "amd64", 0xB7: "arm64", 0xF3: "riscv64"}
-_PROGRAMS = ("usr/lib/systemd/systemd", "usr/bin/dash", "usr/bin/bash", "usr/bin/env", "bin/bash", "bin/dash",
-             "bin/busybox", "sbin/init", "bin/ls")
 
 
 def capture(
@@ -85,56 +77,6 @@ def write_layer(
         index = Index(found, writer.frames())
         payload = encode(index)
         return index, payload, writer.finish(payload)
-
-
-def capture_tar(
-    tar: Path, store: Store, *, name: str, version: str, arch: str | None = None,
-    excludes: Sequence[Exclude] = DEFAULT_EXCLUDES, level: int = LEVEL, workers: int | None = None,
-    progress: Progress | None = None, recovery: str | None = None, note: Note | None = None,
-    scratch: Path | None = None,
-) -> bytes:
-    """Make a release of a tar (compressed or not) by unpacking it under `scratch` first; needs root.
-
-    Otherwise like `capture`; `arch` is found in the tree when None.
-    """
-    if not tar.is_file():
-        raise UsageError(f"{tar} is not there; name a tar file or a directory")
-    if os.geteuid() != 0:
-        raise RefusedError(f"unpacking {tar.name} with its owners and devices needs root; run it with sudo")
-    folder = Path(tempfile.mkdtemp(prefix="reroot-capture-", dir=scratch))
-    try:
-        tree = folder / "root"
-        tree.mkdir(mode=0o755)
-        _unpack(tar.absolute(), tree)
-        return capture(tree, store, name=name, version=version, arch=arch or architecture(tree), excludes=excludes,
-                       level=level, workers=workers, progress=progress, recovery=recovery, note=note)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _unpack(tar: Path, tree: Path) -> None:
-    try:  # in the folder rather than with -C: it is gone when somebody replays the command
-        run(["tar", "-xpf", tar, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls"],
-            timeout_s=None, cwd=tree, env={**os.environ, "LC_ALL": "C"})
-    except CommandError as error:
-        if "This does not look like a tar archive" in error.sentence:
-            raise UsageError(f"{tar} is not a tar or a directory; name a root tree, or a tar of one") from error
-        raise
-
-
-def architecture(tree: Path) -> str:
-    """Return the architecture of the tree's own programs in Debian's words; raises UsageError when none is found."""
-    for program in _PROGRAMS:
-        path = tree / program
-        if not path.is_symlink() and path.is_file():
-            with path.open("rb") as stream:
-                head = stream.read(20)
-            if len(head) == 20 and head[:4] == b"\x7fELF":
-                order = "<" if head[5] == 1 else ">"
-                (machine,) = struct.unpack_from(f"{order}H", head, 18)
-                if machine in _MACHINES:
-                    return _MACHINES[machine]
-    raise UsageError(f"{tree} has no program that tells its architecture; is it a root tree? then say --arch")
 
 
 def _release(
