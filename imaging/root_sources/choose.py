@@ -7,6 +7,8 @@ from pathlib import Path
 
 from imaging.root_sources.directory import DirectorySource
 from imaging.root_sources.disk import QCOW2, DiskSource
+from imaging.root_sources.oci import OciSource
+from imaging.root_sources.oci_layout import split_name
 from imaging.root_sources.source import RootSource
 from imaging.root_sources.tarball import TarSource
 from imaging.scan import Note
@@ -31,11 +33,17 @@ def choose(
     `arch` overrides what the source says of itself, `partition` is for disk images, `scratch` the folder to unpack
     below; `note` is told of what a person should know about the source. Raises UsageError when it is none.
     """
+    if text.startswith("oci:"):
+        _no_partition(text, partition)
+        layout, tag = split_name(text.removeprefix("oci:"))
+        return OciSource(layout, tag, arch, scratch)
     path = Path(text)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             _no_partition(text, partition)
+            if (path / "oci-layout").is_file() and (path / "index.json").is_file():
+                raise UsageError(f"{text} is an OCI image layout, not a root tree; write oci:{text} or oci:{text}:TAG")
             return DirectorySource(path, arch)
         head = b""
         if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
