@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,15 +45,24 @@ def build(
     default_excludes: Annotated[bool, typer.Option(
         help="Leave out what belongs to one host or to a running system.")] = True,
     recovery: Annotated[str, typer.Option(help="The recovery image that restores it: NAME/VERSION/ARCH.")] = "",
+    base: Annotated[str, typer.Option(
+        help="Take frames from this release (default: the newest of the same name, arch and compression).")] = "",
+    no_base: Annotated[bool, typer.Option("--no-base", help="Compress everything anew.")] = False,
+    workers: Annotated[int | None, typer.Option(
+        min=1, max=256, help="Compressing threads (default: a core each, as far as 160 MiB go).")] = None,
     level: Annotated[int, typer.Option(min=1, max=19, help="zstd level: 3 as fast as reading, 19 smallest.")] = 3,
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
     from imaging.capture import capture
     from imaging.excludes import DEFAULT_EXCLUDES, Exclude
+    from imaging.frames import compression
     from imaging.release import Release, check_word
+    from imaging.reuse import newest_base, opened_base
     from imaging.root_sources.choose import choose
 
+    if base and no_base:
+        raise UsageError("--base and --no-base contradict each other; give one of them")
     store, catalogue = _open(site)
     excludes = (*(DEFAULT_EXCLUDES if default_excludes else ()), *map(Exclude.parse, exclude or ()))
     target = _recovery_target(catalogue, recovery) if recovery else None
@@ -60,14 +70,21 @@ def build(
         check_word(word, what)  # before anything is unpacked
     started, notes = clock.monotonic(), list[str]()
     found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=notes.append)
-    with found.opened() as root:
+    reused = [0, 0]
+    with ExitStack() as stack:
+        root = stack.enter_context(found.opened())
+        known = _find(store, base) if base else None if no_base else newest_base(
+            store, name, root.arch, compression(level))
+        frames = stack.enter_context(opened_base(store, known)) if known else None
         manifest = capture(root.path, store, name=name, version=version, arch=root.arch, excludes=excludes, level=level,
-                           recovery=target, progress=_progress(as_json), note=notes.append,
-                           one_file_system=one_file_system)
+                           recovery=target, progress=_progress(as_json), note=notes.append, workers=workers,
+                           one_file_system=one_file_system, base=frames,
+                           on_reuse=lambda count, length: reused.__setitem__(slice(2), [count, length]))
     release = Release.parse(manifest)
     catalogue.publish(release.target, manifest)
     if as_json:
-        _print_json({**_facts(release), "published": True, "notes": notes,
+        _print_json({**_facts(release), "published": True, "notes": notes, "base": known.ref if known else None,
+                     "reused_frames": reused[0], "reused_bytes": reused[1],
                      "seconds": round(clock.monotonic() - started, 3)})
         return
     _clear_progress()
@@ -75,6 +92,8 @@ def build(
         print(f"note: {sentence}")
     print(f"{release.ref}: {release.entries} entries, {_size(release.raw_bytes)} as {_size(release.layer_size)}, "
           f"in {clock.monotonic() - started:.1f} s")
+    if known is not None and reused[0]:
+        print(f"{_size(reused[1])} in {reused[0]} frames taken from {known.ref}")
     print(f"manifest {release.digest}")
     print(f"published as {release.target}")
 

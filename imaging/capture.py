@@ -18,9 +18,10 @@ from blake3 import blake3
 from imaging import tarstream
 from imaging.entry import Entry, Progress, printable
 from imaging.excludes import DEFAULT_EXCLUDES, Exclude
-from imaging.frames import LARGE, PIECE, Cutter, Layer, LayerWriter
+from imaging.frames import LARGE, PIECE, Cutter, Layer, LayerWriter, compression, workers_for
 from imaging.index import Index, encode
 from imaging.release import Release, check_word, config
+from imaging.reuse import Base
 from imaging.scan import FileChangedError, Note, TreeReader, scan
 from imaging.store import Store
 from plumbing.digest import sha256
@@ -35,28 +36,39 @@ ATTEMPTS = 3
 def capture(
     tree: Path, store: Store, *, name: str, version: str, arch: str, excludes: Sequence[Exclude] = DEFAULT_EXCLUDES,
     level: int = LEVEL, workers: int | None = None, progress: Progress | None = None, recovery: str | None = None,
-    note: Note | None = None, one_file_system: bool = True,
+    note: Note | None = None, one_file_system: bool = True, base: Base | None = None,
+    on_reuse: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Make the release name/version/arch of `tree`, publish it in `store` and return its manifest.
 
-    `level` is zstd's (1 to 19), `workers` the number of compressing threads (all cores when None), `recovery` the
-    catalogue target path of its recovery image; `note` is told of everything left out that no exclude asked for.
-    The result does not depend on workers or the day. Raises DiskError when the tree can't be read or the store
+    `level` is zstd's (1 to 19), `workers` the number of compressing threads (when None all cores, as far as memory
+    stays bounded), `recovery` the catalogue target path of its recovery image; `note` is told of everything left out
+    that no exclude asked for. Frames that `base` has are not compressed again, and `on_reuse` is told how many there
+    were and their bytes in the layer. The result does not depend on workers or the day, nor on a base that was
+    compressed the same way. Raises DiskError when the tree can't be read or the store
     not written, FileChangedError for a file that never holds still, RefusedError when the ref is taken.
     """
     for value, what in ((name, "name"), (version, "version"), (arch, "architecture")):
         check_word(value, what)
     if not 1 <= level <= 19:
         raise UsageError(f"{level} is not a zstd level; use 1 to 19")
-    threads = workers if workers is not None else len(os.sched_getaffinity(0))
+    threads = workers if workers is not None else workers_for(level, len(os.sched_getaffinity(0)))
+    reused = [0, 0]
+
+    def told(frames: int, length: int) -> None:
+        reused[:] = frames, length
+        if on_reuse is not None:
+            on_reuse(frames, length)
+
     entries = scan(tree, excludes=excludes, one_file_system=one_file_system, note=note)
     report = _throttled(progress)
     with store.incoming() as blob:
-        index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report)
+        index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report,
+                                            base=base, on_reuse=told)
         blob.keep(f"sha256:{layer.digest}")
     image = config(arch, layer.diff_id)
     release = _release(name, version, arch, layer, payload, len(index.entries), store.add_bytes(image), len(image),
-                       recovery)
+                       recovery, _compression(level, base if reused[0] else None))
     manifest = release.manifest()
     Release.parse(manifest)  # what no host could read must not be published
     store.put_manifest(release.ref, manifest)
@@ -65,29 +77,38 @@ def capture(
 
 def write_layer(
     tree: Path, entries: Iterator[Entry], out: BinaryIO, *, level: int = LEVEL, workers: int = 1,
-    on_written: Callable[[int], None] | None = None,
+    on_written: Callable[[int], None] | None = None, base: Base | None = None,
+    on_reuse: Callable[[int, int], None] | None = None,
 ) -> tuple[Index, bytes, Layer]:
     """Write the layer of `entries`, as scan yields them from `tree`, into the empty file `out`.
 
-    Returns the index, its encoded payload and what the layer is. Raises FileChangedError for a file that never
-    holds still and DiskError when the tree can't be read.
+    Returns the index, its encoded payload and what the layer is; `base` and `on_reuse` are those of `capture`. Raises
+    FileChangedError for a file that never holds still and DiskError when the tree can't be read.
     """
-    with LayerWriter(out, level=level, workers=workers, on_written=on_written) as writer:
+    with LayerWriter(out, level=level, workers=workers, on_written=on_written, base=base) as writer:
         found = tuple(_write_entries(tree, entries, writer))
         index = Index(found, writer.frames())
+        if on_reuse is not None:
+            on_reuse(*writer.reused)
         payload = encode(index)
         return index, payload, writer.finish(payload)
 
 
 def _release(
     name: str, version: str, arch: str, layer: Layer, payload: bytes, entries: int, config_digest: str,
-    config_size: int, recovery: str | None,
+    config_size: int, recovery: str | None, compression: str | None,
 ) -> Release:
     return Release(
         name, version, arch, f"sha256:{layer.digest}", layer.size, layer.index_offset, len(payload),
         zstandard.frame_content_size(payload), sha256(payload), layer.raw_size, entries, config_digest, config_size,
-        recovery,
+        recovery, compression=compression,
     )
+
+
+def _compression(level: int, base: Base | None) -> str | None:
+    """Return what all frames were compressed with; None when those of the base were with something else."""
+    ours = compression(level)
+    return ours if base is None or base.release.compression == ours else None
 
 
 def _write_entries(tree: Path, entries: Iterator[Entry], writer: LayerWriter) -> Iterator[Entry]:
@@ -131,7 +152,7 @@ def _write_once(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
             hasher.update(piece)
             yield piece
 
-    extents = cutter.add_large(header, hashed(), padding)
+    extents = cutter.add_large(entry.path, header, hashed(), padding)
     return replace(entry, digest=hasher.digest(), extents=extents)
 
 

@@ -69,6 +69,25 @@ def test_excludes(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["content_bytes"] == 3024
 
 
+def test_the_newest_release_is_the_base(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def built(*words: str) -> dict[str, object]:
+        assert run(["image", "build", str(tree), "--name", "d", "--json", *words]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    first, second = built("--version", "1"), built("--version", "2")
+    assert (first["base"], first["reused_frames"]) == (None, 0)
+    assert (second["base"], second["reused_frames"], second["layer_digest"]) == ("d/1/amd64", 1, first["layer_digest"])
+    assert built("--version", "3", "--no-base")["base"] is None
+    other = built("--version", "4", "--level", "5")
+    assert other["base"] is None and other["layer_digest"] != first["layer_digest"]
+    named = built("--version", "5", "--level", "5", "--base", "d/1")
+    assert (named["base"], named["reused_frames"]) == ("d/1/amd64", 1)
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "6"]) == 0
+    assert "in 1 frames taken from d/" in capsys.readouterr().out
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "x/1"]) == 4
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "d/1", "--no-base"]) == 2
+
+
 @pytest.mark.root
 def test_a_tar_is_a_source_too(
         place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
