@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +19,21 @@ from plumbing.errors import CorruptError, NotFoundError, UsageError
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
     from imaging.entry import Progress
+    from imaging.excludes import Exclude
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify.")
+app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify; what is left out.")
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
+ExcludeOption = Annotated[list[str] | None, typer.Option(
+    help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")]
+ExcludeFromOption = Annotated[list[Path] | None, typer.Option(
+    help="Leave out as well what this file lists, one a line, # for comments; may be given again.")]
+KeepOption = Annotated[list[str] | None, typer.Option(
+    metavar="PATTERN", help="Do not leave out this one of the defaults; may be given again.")]
+DefaultsOption = Annotated[bool, typer.Option(help="Leave out what belongs to one host or to a running system.")]
 
 
 @app.command()
@@ -40,10 +49,8 @@ def build(
         "--one-file-system/--all-file-systems", help="Leave out what is mounted in the tree, or take it.")] = True,
     scratch: Annotated[Path | None, typer.Option(
         help="Where a tar or an image is unpacked (default: $TMPDIR or /tmp); gone afterwards.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(
-        help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")] = None,
-    default_excludes: Annotated[bool, typer.Option(
-        help="Leave out what belongs to one host or to a running system.")] = True,
+    exclude: ExcludeOption = None, exclude_from: ExcludeFromOption = None, keep_default: KeepOption = None,
+    default_excludes: DefaultsOption = True,
     recovery: Annotated[str, typer.Option(help="The recovery image that restores it: NAME/VERSION/ARCH.")] = "",
     base: Annotated[str, typer.Option(
         help="Take frames from this release (default: the newest of the same name, arch and compression).")] = "",
@@ -55,7 +62,6 @@ def build(
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
     from imaging.capture import capture
-    from imaging.excludes import DEFAULT_EXCLUDES, Exclude
     from imaging.frames import compression
     from imaging.release import Release, check_word
     from imaging.reuse import newest_base, opened_base
@@ -64,7 +70,7 @@ def build(
     if base and no_base:
         raise UsageError("--base and --no-base contradict each other; give one of them")
     store, catalogue = _open(site)
-    excludes = (*(DEFAULT_EXCLUDES if default_excludes else ()), *map(Exclude.parse, exclude or ()))
+    excludes = _excludes(exclude, exclude_from, keep_default, default_excludes)
     target = _recovery_target(catalogue, recovery) if recovery else None
     for word, what in ((name, "name"), (version, "version"), (arch or "any", "architecture")):
         check_word(word, what)  # before anything is unpacked
@@ -96,6 +102,21 @@ def build(
         print(f"{_size(reused[1])} in {reused[0]} frames taken from {known.ref}")
     print(f"manifest {release.digest}")
     print(f"published as {release.target}")
+
+
+@app.command(name="excludes")
+def list_excludes(
+    exclude: ExcludeOption = None, exclude_from: ExcludeFromOption = None, keep_default: KeepOption = None,
+    default_excludes: DefaultsOption = True, as_json: JsonOption = False,
+) -> None:
+    """List what `image build` with the same options leaves out, and why."""
+    found = _excludes(exclude, exclude_from, keep_default, default_excludes)
+    if as_json:
+        _print_json([{"pattern": one.pattern, "what": one.what.value, "reason": one.reason} for one in found])
+    elif found:
+        console.columns([("PATTERN", "WHAT", "WHY"), *((one.pattern, one.what.value, one.reason) for one in found)])
+    else:
+        print("nothing is left out")
 
 
 @app.command(name="list")
@@ -170,6 +191,23 @@ def verify(
         raise CorruptError(f"the catalogue names {len(missing)} releases that the store does not have "
                            f"({', '.join(path for path, _ in missing[:5])}), and hosts would ask for them in vain; "
                            "restore the store from a backup or a mirror, or build them again")
+
+
+def _excludes(
+    exclude: list[str] | None, files: list[Path] | None, keep: list[str] | None, defaults: bool,
+) -> tuple[Exclude, ...]:
+    from imaging.excludes import Exclude, effective, matcher, parse_file
+
+    more = list[Exclude]()
+    for path in files or ():
+        try:
+            more += parse_file(path.read_text("utf-8", "surrogateescape"), str(path))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}); name a file of excludes") from error
+    found = effective((*more, *(replace(Exclude.parse(text), reason="--exclude") for text in exclude or ())),
+                      keep or (), defaults=defaults)
+    matcher(found)  # a pattern that cannot be understood is said before anything is unpacked
+    return found
 
 
 def _open(path: Path) -> tuple[Store, Catalogue]:
