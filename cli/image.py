@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,12 @@ import typer
 
 from cli import console
 from cli.admin import SITE, SiteOption
+from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
-    from imaging.entry import Progress
     from imaging.excludes import Exclude
     from imaging.release import Release
     from imaging.store import Store
@@ -74,26 +73,34 @@ def build(
     target = _recovery_target(catalogue, recovery) if recovery else None
     for word, what in ((name, "name"), (version, "version"), (arch or "any", "architecture")):
         check_word(word, what)  # before anything is unpacked
-    started, notes = clock.monotonic(), list[str]()
-    found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=notes.append)
-    reused = [0, 0]
+    started, notes, reused = clock.monotonic(), list[str](), [0, 0]
     with ExitStack() as stack:
+        report = stack.enter_context(Report(as_json=as_json))
+
+        def note(sentence: str) -> None:
+            notes.append(sentence)
+            report.note(sentence)
+
+        report.begin("open", source=source)
+        found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=note)
         root = stack.enter_context(found.opened())
         known = _find(store, base) if base else None if no_base else newest_base(
             store, name, root.arch, compression(level))
         frames = stack.enter_context(opened_base(store, known)) if known else None
+        report.done("open", arch=root.arch, base=known.ref if known else None)
+        report.begin("capture", ref=f"{name}/{version}/{root.arch}")
         manifest = capture(root.path, store, name=name, version=version, arch=root.arch, excludes=excludes, level=level,
-                           recovery=target, progress=_progress(as_json), note=notes.append, workers=workers,
-                           one_file_system=one_file_system, base=frames,
+                           recovery=target, progress=report.advance if report.heard else None, note=note,
+                           workers=workers, one_file_system=one_file_system, base=frames,
                            on_reuse=lambda count, length: reused.__setitem__(slice(2), [count, length]))
-    release = Release.parse(manifest)
+        release = Release.parse(manifest)
+        report.done("capture", done_bytes=release.raw_bytes, total_bytes=release.raw_bytes)
     catalogue.publish(release.target, manifest)
     if as_json:
         _print_json({**_facts(release), "published": True, "notes": notes, "base": known.ref if known else None,
                      "reused_frames": reused[0], "reused_bytes": reused[1],
                      "seconds": round(clock.monotonic() - started, 3)})
         return
-    _clear_progress()
     for sentence in notes:
         print(f"note: {sentence}")
     print(f"{release.ref}: {release.entries} entries, {_size(release.raw_bytes)} as {_size(release.layer_size)}, "
@@ -173,13 +180,14 @@ def verify(
     releases = _releases(store)
     done: list[dict[str, object]] = []
     for release in [_find(store, ref)] if ref else releases:
-        found = audit(store, release.ref, _progress(as_json))
+        with Report() as report:
+            report.begin("verify")
+            found = audit(store, release.ref, None if as_json else report.advance)
         named = (published.get(release.target) == release.digest
                  and catalogue.read(release.target) == store.manifest(release.ref))
         done.append({"ref": release.ref, "published": named, "frames": found.frames, "files": found.files,
                      "content_bytes": found.content_bytes})
         if not as_json:
-            _clear_progress()
             print(f"{release.ref}: {found.frames} frames, {found.files} files, {_size(found.content_bytes)}: sound"
                   f"{'' if named else '; NOT in the catalogue, no host will take it'}")
     if as_json:
@@ -253,26 +261,6 @@ def _facts(release: Release) -> dict[str, object]:
         "layer_bytes": release.layer_size, "raw_bytes": release.raw_bytes, "entries": release.entries,
         "index_bytes": release.index_length, "recovery": release.recovery,
     }
-
-
-def _progress(quiet: bool) -> Progress | None:
-    """Return what keeps one line on a terminal's stderr up to date; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        return None
-    shown = [0]
-
-    def tell(what: str, done: int, total: int) -> None:
-        if done - shown[0] >= 8 << 20:
-            shown[0] = done
-            print(f"\r{what}: {_size(done)}{f' of {_size(total)}' if total else ''}\x1b[K", end="", file=sys.stderr,
-                  flush=True)
-
-    return tell
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _size(count: int) -> str:

@@ -23,6 +23,7 @@ from imaging.index import Index, encode
 from imaging.release import Release, check_word, config
 from imaging.reuse import Base
 from imaging.scan import FileChangedError, Note, TreeReader, scan
+from imaging.sizing import tree_bytes
 from imaging.store import Store
 from plumbing.digest import sha256
 from plumbing.errors import UsageError
@@ -43,10 +44,11 @@ def capture(
 
     `level` is zstd's (1 to 19), `workers` the number of compressing threads (when None all cores, as far as memory
     stays bounded), `recovery` the catalogue target path of its recovery image; `note` is told of everything left out
-    that no exclude asked for. Frames that `base` has are not compressed again, and `on_reuse` is told how many there
-    were and their bytes in the layer. The result does not depend on workers or the day, nor on a base that was
-    compressed the same way. Raises DiskError when the tree can't be read or the store
-    not written, FileChangedError for a file that never holds still, RefusedError when the ref is taken.
+    that no exclude asked for; `progress` counts bytes of the tar, against an estimate until the end. Frames that `base`
+    has are not compressed again, and `on_reuse` is told how many there were and their bytes in the layer. The result
+    does not depend on workers or the day, nor on a base that was compressed the same way. Raises DiskError when the
+    tree can't be read or the store not written, FileChangedError for a file that never holds still, RefusedError when
+    the ref is taken.
     """
     for value, what in ((name, "name"), (version, "version"), (arch, "architecture")):
         check_word(value, what)
@@ -61,11 +63,14 @@ def capture(
             on_reuse(frames, length)
 
     entries = scan(tree, excludes=excludes, one_file_system=one_file_system, note=note)
-    report = _throttled(progress)
+    report = None if progress is None else _reporter(
+        progress, tree_bytes(tree, excludes=excludes, one_file_system=one_file_system))
     with store.incoming() as blob:
         index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report,
                                             base=base, on_reuse=told)
         blob.keep(f"sha256:{layer.digest}")
+    if progress is not None:
+        progress("capture", layer.raw_size, layer.raw_size)
     image = config(arch, layer.diff_id)
     release = _release(name, version, arch, layer, payload, len(index.entries), store.add_bytes(image), len(image),
                        recovery, _compression(level, base if reused[0] else None))
@@ -156,7 +161,6 @@ def _write_once(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
     return replace(entry, digest=hasher.digest(), extents=extents)
 
 
-def _throttled(progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda done: progress("capture", done, 0)
+def _reporter(progress: Progress, total: int) -> Callable[[int], None]:
+    """Return what passes on how much is done; `total` is an estimate, which is never shown to be exceeded."""
+    return lambda done: progress("capture", done, max(done, total))
