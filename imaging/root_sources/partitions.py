@@ -32,7 +32,7 @@ EXTENDED_TYPES = frozenset({"5", "f", "85"})
 MOUNT_OPTIONS: dict[str, tuple[str, ...]] = {
     # A journal is never replayed: that would write, and the image is not ours.
     "ext2": (), "ext3": ("noload",), "ext4": ("noload",), "xfs": ("norecovery", "nouuid"),
-    "btrfs": ("rescue=nologreplay",), "f2fs": ("norecovery",), "squashfs": (), "erofs": (),
+    "btrfs": ("rescue=nologreplay",), "squashfs": (), "erofs": (),
 }
 """The filesystems that can hold a root, and what mount needs besides `ro` to leave the image as it is."""
 
