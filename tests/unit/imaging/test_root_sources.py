@@ -6,12 +6,14 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopdevice import attached
+from loopdevice import attached, taking
 from trees import describe, rich_tree
 
 from imaging.capture import capture
@@ -21,6 +23,7 @@ from imaging.root_sources.choose import HEAD_BYTES, choose, kind_of
 from imaging.root_sources.directory import DirectorySource
 from imaging.root_sources.disk import DiskSource, check_qcow2
 from imaging.root_sources.partitions import MOUNT_OPTIONS, ROOT_TYPES, Area, choose_area, parse_table
+from imaging.root_sources.source import RootTree
 from imaging.root_sources.tarball import TarSource
 from imaging.store import Store
 from plumbing.errors import CommandError, CorruptError, UsageError
@@ -68,13 +71,22 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rich_tree(tmp_path_factory.mktemp("rich") / "tree")
 
 
+@contextmanager
+def opened(source: str, **options: object) -> Iterator[RootTree]:
+    """Open what `source` names; a disk image takes a loop device."""
+    with ExitStack() as stack:
+        with taking():
+            root = stack.enter_context(choose(source, arch="amd64", **options).opened())  # type: ignore[arg-type]
+        yield root
+
+
 def manifest_of(source: str, store: Path, **options: object) -> bytes:
-    with choose(source, arch="amd64", **options).opened() as root:  # type: ignore[arg-type]
+    with opened(source, **options) as root:
         return capture(root.path, Store(store), name="d", version="1", arch=root.arch, excludes=())
 
 
 def described(source: str, **options: object) -> dict[str, tuple[object, ...]]:
-    with choose(source, arch="amd64", **options).opened() as root:  # type: ignore[arg-type]
+    with opened(source, **options) as root:
         return described_tree(root.path)
 
 
@@ -110,7 +122,7 @@ def test_qcow2_is_its_raw_image_and_leaves_nothing(tmp_path: Path, tree: Path) -
     image, scratch = disk(tmp_path / "disk.img", tree, gpt()), tmp_path / "scratch"
     scratch.mkdir()
     run(["qemu-img", "convert", "-O", "qcow2", image, tmp_path / "disk.qcow2"])
-    with choose(str(tmp_path / "disk.qcow2"), arch="amd64", scratch=scratch).opened() as root:
+    with opened(str(tmp_path / "disk.qcow2"), scratch=scratch) as root:
         assert described_tree(root.path) == described_tree(tree)
         (folder,) = scratch.iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -143,7 +155,7 @@ def test_directory_image_and_tar_make_the_same_release(tmp_path: Path) -> None:
     of_tree, of_tar = (manifest_of(str(source), tmp_path / f"store-{number}") for number, source in
                        enumerate((tree, tar)))
     assert of_tree == of_tar
-    with choose(str(image), arch="amd64").opened() as root:
+    with opened(str(image)) as root:
         of_image = capture(root.path, Store(tmp_path / "store-i"), name="d", version="1", arch="amd64",
                            excludes=(Exclude("lost+found"),))
     assert of_image == of_tree
@@ -159,7 +171,7 @@ def test_a_filesystem_that_was_not_unmounted_is_noted_and_not_replayed(tmp_path:
         stream.seek(1024 + 0x60)
         stream.write((flags | 4).to_bytes(4, "little"))
     before, notes = run(["sha256sum", image]).text, list[str]()
-    with choose(str(image), arch="amd64", note=notes.append).opened() as root:
+    with opened(str(image), note=notes.append) as root:
         assert (root.path / "etc/passwd").read_text().startswith("root:")
     assert len(notes) == 1 and "not unmounted cleanly" in notes[0]
     assert run(["sha256sum", image]).text == before
@@ -171,7 +183,8 @@ def test_a_killed_reader_leaves_no_mount_and_no_loop_device(tmp_path: Path, tree
     code = ("import os, sys\nfrom pathlib import Path\nfrom imaging.root_sources.disk import DiskSource\n"
             "with DiskSource(Path(sys.argv[1]), arch='amd64', scratch=Path(sys.argv[2])).opened() as root:\n"
             "    assert (root.path / 'etc/passwd').exists()\n    os.kill(os.getpid(), 9)\n")
-    done = subprocess.run([sys.executable, "-c", code, image, tmp_path], check=False, cwd=Path(__file__).parents[3])
+    with taking():
+        done = subprocess.run([sys.executable, "-c", code, image, tmp_path], check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == -9
     mounts, loops = mounts_and_loops()
     assert mounts == [] and str(image) not in loops
