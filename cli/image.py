@@ -106,7 +106,7 @@ def build(
     print(f"{release.ref}: {release.entries} entries, {_size(release.raw_bytes)} as {_size(release.layer_size)}, "
           f"in {clock.monotonic() - started:.1f} s")
     if known is not None and reused[0]:
-        print(f"{_size(reused[1])} in {reused[0]} frames taken from {known.ref}")
+        print(f"{_size(reused[1])} in {reused[0]} frame{'s' if reused[0] > 1 else ''} taken from {known.ref}")
     print(f"manifest {release.digest}")
     print(f"published as {release.target}")
 

@@ -108,7 +108,7 @@ def test_the_newest_release_is_the_base(place: site.Site, tree: Path, capsys: py
     named = built("--version", "5", "--level", "5", "--base", "d/1")
     assert (named["base"], named["reused_frames"]) == ("d/1/amd64", 1)
     assert run(["image", "build", str(tree), "--name", "d", "--version", "6"]) == 0
-    assert "in 1 frames taken from d/" in capsys.readouterr().out
+    assert "in 1 frame taken from d/" in capsys.readouterr().out
     assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "x/1"]) == 4
     assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "d/1", "--no-base"]) == 2
 
