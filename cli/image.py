@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,64 +12,118 @@ import typer
 
 from cli import console
 from cli.admin import SITE, SiteOption
+from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
-    from imaging.entry import Progress
+    from imaging.excludes import Exclude
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify.")
+app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify; what is left out.")
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
+ExcludeOption = Annotated[list[str] | None, typer.Option(
+    help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")]
+ExcludeFromOption = Annotated[list[Path] | None, typer.Option(
+    help="Leave out as well what this file lists, one a line, # for comments; may be given again.")]
+KeepOption = Annotated[list[str] | None, typer.Option(
+    metavar="PATTERN", help="Do not leave out this one of the defaults; may be given again.")]
+DefaultsOption = Annotated[bool, typer.Option(help="Leave out what belongs to one host or to a running system.")]
 
 
 @app.command()
 def build(
-    source: Annotated[Path, typer.Argument(help="A root tree, or a tar of one (compressed or not; needs root).")],
+    source: Annotated[str, typer.Argument(
+        help="A root tree; or, as root, a tar of one, a raw or qcow2 disk image, or oci:LAYOUT[:TAG].")],
     name: Annotated[str, typer.Option(help="The release's name, such as debian.")],
     version: Annotated[str, typer.Option(help="Its version; a version is built once and never changes.")],
     arch: Annotated[str, typer.Option(help="Its architecture, as Debian writes it (default: the tree's).")] = "",
-    exclude: Annotated[list[str] | None, typer.Option(
-        help="Leave out as well: /path/*, a name, files:/folder or content:/file; may be given again.")] = None,
-    default_excludes: Annotated[bool, typer.Option(
-        help="Leave out what belongs to one host or to a running system.")] = True,
+    partition: Annotated[int | None, typer.Option(
+        min=1, help="The disk image's partition (default: its only root, or only Linux filesystem).")] = None,
+    one_file_system: Annotated[bool, typer.Option(
+        "--one-file-system/--all-file-systems", help="Leave out what is mounted in the tree, or take it.")] = True,
+    scratch: Annotated[Path | None, typer.Option(
+        help="Where a tar or an image is unpacked (default: $TMPDIR or /tmp); gone afterwards.")] = None,
+    exclude: ExcludeOption = None, exclude_from: ExcludeFromOption = None, keep_default: KeepOption = None,
+    default_excludes: DefaultsOption = True,
     recovery: Annotated[str, typer.Option(help="The recovery image that restores it: NAME/VERSION/ARCH.")] = "",
+    base: Annotated[str, typer.Option(
+        help="Take frames from this release (default: the newest of the same name, arch and compression).")] = "",
+    no_base: Annotated[bool, typer.Option("--no-base", help="Compress everything anew.")] = False,
+    workers: Annotated[int | None, typer.Option(
+        min=1, max=256, help="Compressing threads (default: a core each, as far as 160 MiB go).")] = None,
     level: Annotated[int, typer.Option(min=1, max=19, help="zstd level: 3 as fast as reading, 19 smallest.")] = 3,
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
-    from imaging.capture import architecture, capture, capture_tar
-    from imaging.excludes import DEFAULT_EXCLUDES, Exclude
-    from imaging.release import Release
+    from imaging.capture import capture
+    from imaging.frames import compression
+    from imaging.release import Release, check_word
+    from imaging.reuse import newest_base, opened_base
+    from imaging.root_sources.choose import choose
 
+    if base and no_base:
+        raise UsageError("--base and --no-base contradict each other; give one of them")
     store, catalogue = _open(site)
-    excludes = (*(DEFAULT_EXCLUDES if default_excludes else ()), *map(Exclude.parse, exclude or ()))
+    excludes = _excludes(exclude, exclude_from, keep_default, default_excludes)
     target = _recovery_target(catalogue, recovery) if recovery else None
-    started, notes = clock.monotonic(), list[str]()
-    if source.is_dir():
-        manifest = capture(source, store, name=name, version=version, arch=arch or architecture(source),
-                           excludes=excludes, level=level, recovery=target, progress=_progress(as_json),
-                           note=notes.append)
-    else:
-        manifest = capture_tar(source, store, name=name, version=version, arch=arch or None, excludes=excludes,
-                               level=level, recovery=target, progress=_progress(as_json), note=notes.append)
-    release = Release.parse(manifest)
+    for word, what in ((name, "name"), (version, "version"), (arch or "any", "architecture")):
+        check_word(word, what)  # before anything is unpacked
+    started, notes, reused = clock.monotonic(), list[str](), [0, 0]
+    with ExitStack() as stack:
+        report = stack.enter_context(Report(as_json=as_json))
+
+        def note(sentence: str) -> None:
+            notes.append(sentence)
+            report.note(sentence)
+
+        report.begin("open", source=source)
+        found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=note)
+        root = stack.enter_context(found.opened())
+        known = _find(store, base) if base else None if no_base else newest_base(
+            store, name, root.arch, compression(level))
+        frames = stack.enter_context(opened_base(store, known)) if known else None
+        report.done("open", arch=root.arch, base=known.ref if known else None)
+        report.begin("capture", ref=f"{name}/{version}/{root.arch}")
+        manifest = capture(root.path, store, name=name, version=version, arch=root.arch, excludes=excludes, level=level,
+                           recovery=target, progress=report.advance if report.heard else None, note=note,
+                           workers=workers, one_file_system=one_file_system, base=frames,
+                           on_reuse=lambda count, length: reused.__setitem__(slice(2), [count, length]))
+        release = Release.parse(manifest)
+        report.done("capture", done_bytes=release.raw_bytes, total_bytes=release.raw_bytes)
     catalogue.publish(release.target, manifest)
     if as_json:
-        _print_json({**_facts(release), "published": True, "notes": notes,
+        _print_json({**_facts(release), "published": True, "notes": notes, "base": known.ref if known else None,
+                     "reused_frames": reused[0], "reused_bytes": reused[1],
                      "seconds": round(clock.monotonic() - started, 3)})
         return
-    _clear_progress()
     for sentence in notes:
         print(f"note: {sentence}")
     print(f"{release.ref}: {release.entries} entries, {_size(release.raw_bytes)} as {_size(release.layer_size)}, "
           f"in {clock.monotonic() - started:.1f} s")
+    if known is not None and reused[0]:
+        print(f"{_size(reused[1])} in {reused[0]} frame{'s' if reused[0] > 1 else ''} taken from {known.ref}")
     print(f"manifest {release.digest}")
     print(f"published as {release.target}")
+
+
+@app.command(name="excludes")
+def list_excludes(
+    exclude: ExcludeOption = None, exclude_from: ExcludeFromOption = None, keep_default: KeepOption = None,
+    default_excludes: DefaultsOption = True, as_json: JsonOption = False,
+) -> None:
+    """List what `image build` with the same options leaves out, and why."""
+    found = _excludes(exclude, exclude_from, keep_default, default_excludes)
+    if as_json:
+        _print_json([{"pattern": one.pattern, "what": one.what.value, "reason": one.reason} for one in found])
+    elif found:
+        console.columns([("PATTERN", "WHAT", "WHY"), *((one.pattern, one.what.value, one.reason) for one in found)])
+    else:
+        print("nothing is left out")
 
 
 @app.command(name="list")
@@ -125,13 +180,14 @@ def verify(
     releases = _releases(store)
     done: list[dict[str, object]] = []
     for release in [_find(store, ref)] if ref else releases:
-        found = audit(store, release.ref, _progress(as_json))
+        with Report() as report:
+            report.begin("verify")
+            found = audit(store, release.ref, None if as_json else report.advance)
         named = (published.get(release.target) == release.digest
                  and catalogue.read(release.target) == store.manifest(release.ref))
         done.append({"ref": release.ref, "published": named, "frames": found.frames, "files": found.files,
                      "content_bytes": found.content_bytes})
         if not as_json:
-            _clear_progress()
             print(f"{release.ref}: {found.frames} frames, {found.files} files, {_size(found.content_bytes)}: sound"
                   f"{'' if named else '; NOT in the catalogue, no host will take it'}")
     if as_json:
@@ -143,6 +199,23 @@ def verify(
         raise CorruptError(f"the catalogue names {len(missing)} releases that the store does not have "
                            f"({', '.join(path for path, _ in missing[:5])}), and hosts would ask for them in vain; "
                            "restore the store from a backup or a mirror, or build them again")
+
+
+def _excludes(
+    exclude: list[str] | None, files: list[Path] | None, keep: list[str] | None, defaults: bool,
+) -> tuple[Exclude, ...]:
+    from imaging.excludes import Exclude, effective, matcher, parse_file
+
+    more = list[Exclude]()
+    for path in files or ():
+        try:
+            more += parse_file(path.read_text("utf-8", "surrogateescape"), str(path))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}); name a file of excludes") from error
+    found = effective((*more, *(replace(Exclude.parse(text), reason="--exclude") for text in exclude or ())),
+                      keep or (), defaults=defaults)
+    matcher(found)  # a pattern that cannot be understood is said before anything is unpacked
+    return found
 
 
 def _open(path: Path) -> tuple[Store, Catalogue]:
@@ -188,26 +261,6 @@ def _facts(release: Release) -> dict[str, object]:
         "layer_bytes": release.layer_size, "raw_bytes": release.raw_bytes, "entries": release.entries,
         "index_bytes": release.index_length, "recovery": release.recovery,
     }
-
-
-def _progress(quiet: bool) -> Progress | None:
-    """Return what keeps one line on a terminal's stderr up to date; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        return None
-    shown = [0]
-
-    def tell(what: str, done: int, total: int) -> None:
-        if done - shown[0] >= 8 << 20:
-            shown[0] = done
-            print(f"\r{what}: {_size(done)}{f' of {_size(total)}' if total else ''}\x1b[K", end="", file=sys.stderr,
-                  flush=True)
-
-    return tell
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _size(count: int) -> str:

@@ -1,10 +1,11 @@
 """Root trees into releases, and releases back into root trees.
 
-Building, in the order in which the data meets the modules: a tree is walked into entries (`entry`,
-`excludes`, `scan`), each becomes a tar header and its content (`tarstream`), the stream is cut into
-independent zstd frames (`frames`), entries and frames make the index (`index`), and the whole becomes an OCI
-manifest (`release`) in an OCI layout (`store`). `capture` drives them. `catalogue` signs the name of what was
-made, after `metadata` has checked what is there; `audit` reads a stored release back.
+Building, in the order in which the data meets the modules: a tree is walked into entries (`entry`, `excludes`,
+`scan`; `sizing` tells beforehand how much it is), each becomes a tar header and its content (`tarstream`), the stream
+is cut into independent zstd frames (`frames`), those of an earlier release taken as they are (`reuse`), entries and
+frames make the index (`index`), and the whole becomes an OCI manifest (`release`) in an OCI layout (`store`).
+`capture` drives them. `catalogue` signs the name of what was made, after `metadata` has checked what is there; `audit`
+reads a stored release back. `root_sources` has the tree that a tar, a disk image or an OCI image holds.
 
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
 believe no source, `restore` makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.

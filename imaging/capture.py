@@ -1,4 +1,4 @@
-"""Making a release: a tree, or a tar of one, becomes blobs and a manifest in a store. I/O.
+"""Making a release: a tree becomes blobs and a manifest in a store. I/O.
 
 scan → (content, digest) → tar record → frames → index → layer → config → manifest, and only then the ref. Whatever
 fails before the last step leaves the store as it was.
@@ -7,9 +7,6 @@ fails before the last step leaves the store as it was.
 from __future__ import annotations
 
 import os
-import shutil
-import struct
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,50 +18,62 @@ from blake3 import blake3
 from imaging import tarstream
 from imaging.entry import Entry, Progress, printable
 from imaging.excludes import DEFAULT_EXCLUDES, Exclude
-from imaging.frames import LARGE, PIECE, Cutter, Layer, LayerWriter
+from imaging.frames import LARGE, PIECE, Cutter, Layer, LayerWriter, compression, workers_for
 from imaging.index import Index, encode
 from imaging.release import Release, check_word, config
+from imaging.reuse import Base
 from imaging.scan import FileChangedError, Note, TreeReader, scan
+from imaging.sizing import tree_bytes
 from imaging.store import Store
 from plumbing.digest import sha256
-from plumbing.errors import CommandError, RefusedError, UsageError
-from plumbing.run import run
+from plumbing.errors import UsageError
 
 LEVEL = 3
 """The zstd level: the build then runs at the speed of reading; 19 saves about a sixth of the bytes."""
 ATTEMPTS = 3
 """How often a file that changes while it is read is read."""
 
-_MACHINES = {3: "i386", 0x15: "ppc64el", 0x16: "s390x", 0x28: "armhf", 0x3E: "amd64", 0xB7: "arm64", 0xF3: "riscv64"}
-_PROGRAMS = ("usr/lib/systemd/systemd", "usr/bin/dash", "usr/bin/bash", "usr/bin/env", "bin/bash", "bin/dash",
-             "bin/busybox", "sbin/init", "bin/ls")
-
 
 def capture(
     tree: Path, store: Store, *, name: str, version: str, arch: str, excludes: Sequence[Exclude] = DEFAULT_EXCLUDES,
     level: int = LEVEL, workers: int | None = None, progress: Progress | None = None, recovery: str | None = None,
-    note: Note | None = None, one_file_system: bool = True,
+    note: Note | None = None, one_file_system: bool = True, base: Base | None = None,
+    on_reuse: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Make the release name/version/arch of `tree`, publish it in `store` and return its manifest.
 
-    `level` is zstd's (1 to 19), `workers` the number of compressing threads (all cores when None), `recovery` the
-    catalogue target path of its recovery image; `note` is told of everything left out that no exclude asked for.
-    The result does not depend on workers or the day. Raises DiskError when the tree can't be read or the store
-    not written, FileChangedError for a file that never holds still, RefusedError when the ref is taken.
+    `level` is zstd's (1 to 19), `workers` the number of compressing threads (when None all cores, as far as memory
+    stays bounded), `recovery` the catalogue target path of its recovery image; `note` is told of everything left out
+    that no exclude asked for; `progress` counts bytes of the tar, against an estimate until the end. Frames that `base`
+    has are not compressed again, and `on_reuse` is told how many there were and their bytes in the layer. The result
+    does not depend on workers or the day, nor on a base that was compressed the same way. Raises DiskError when the
+    tree can't be read or the store not written, FileChangedError for a file that never holds still, RefusedError when
+    the ref is taken.
     """
     for value, what in ((name, "name"), (version, "version"), (arch, "architecture")):
         check_word(value, what)
     if not 1 <= level <= 19:
         raise UsageError(f"{level} is not a zstd level; use 1 to 19")
-    threads = workers if workers is not None else len(os.sched_getaffinity(0))
+    threads = workers if workers is not None else workers_for(level, len(os.sched_getaffinity(0)))
+    reused = [0, 0]
+
+    def told(frames: int, length: int) -> None:
+        reused[:] = frames, length
+        if on_reuse is not None:
+            on_reuse(frames, length)
+
     entries = scan(tree, excludes=excludes, one_file_system=one_file_system, note=note)
-    report = _throttled(progress)
+    report = None if progress is None else _reporter(
+        progress, tree_bytes(tree, excludes=excludes, one_file_system=one_file_system))
     with store.incoming() as blob:
-        index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report)
+        index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report,
+                                            base=base, on_reuse=told)
         blob.keep(f"sha256:{layer.digest}")
+    if progress is not None:
+        progress("capture", layer.raw_size, layer.raw_size)
     image = config(arch, layer.diff_id)
     release = _release(name, version, arch, layer, payload, len(index.entries), store.add_bytes(image), len(image),
-                       recovery)
+                       recovery, _compression(level, base if reused[0] else None))
     manifest = release.manifest()
     Release.parse(manifest)  # what no host could read must not be published
     store.put_manifest(release.ref, manifest)
@@ -73,79 +82,38 @@ def capture(
 
 def write_layer(
     tree: Path, entries: Iterator[Entry], out: BinaryIO, *, level: int = LEVEL, workers: int = 1,
-    on_written: Callable[[int], None] | None = None,
+    on_written: Callable[[int], None] | None = None, base: Base | None = None,
+    on_reuse: Callable[[int, int], None] | None = None,
 ) -> tuple[Index, bytes, Layer]:
     """Write the layer of `entries`, as scan yields them from `tree`, into the empty file `out`.
 
-    Returns the index, its encoded payload and what the layer is. Raises FileChangedError for a file that never
-    holds still and DiskError when the tree can't be read.
+    Returns the index, its encoded payload and what the layer is; `base` and `on_reuse` are those of `capture`. Raises
+    FileChangedError for a file that never holds still and DiskError when the tree can't be read.
     """
-    with LayerWriter(out, level=level, workers=workers, on_written=on_written) as writer:
+    with LayerWriter(out, level=level, workers=workers, on_written=on_written, base=base) as writer:
         found = tuple(_write_entries(tree, entries, writer))
         index = Index(found, writer.frames())
+        if on_reuse is not None:
+            on_reuse(*writer.reused)
         payload = encode(index)
         return index, payload, writer.finish(payload)
 
 
-def capture_tar(
-    tar: Path, store: Store, *, name: str, version: str, arch: str | None = None,
-    excludes: Sequence[Exclude] = DEFAULT_EXCLUDES, level: int = LEVEL, workers: int | None = None,
-    progress: Progress | None = None, recovery: str | None = None, note: Note | None = None,
-    scratch: Path | None = None,
-) -> bytes:
-    """Make a release of a tar (compressed or not) by unpacking it under `scratch` first; needs root.
-
-    Otherwise like `capture`; `arch` is found in the tree when None.
-    """
-    if not tar.is_file():
-        raise UsageError(f"{tar} is not there; name a tar file or a directory")
-    if os.geteuid() != 0:
-        raise RefusedError(f"unpacking {tar.name} with its owners and devices needs root; run it with sudo")
-    folder = Path(tempfile.mkdtemp(prefix="reroot-capture-", dir=scratch))
-    try:
-        tree = folder / "root"
-        tree.mkdir(mode=0o755)
-        _unpack(tar.absolute(), tree)
-        return capture(tree, store, name=name, version=version, arch=arch or architecture(tree), excludes=excludes,
-                       level=level, workers=workers, progress=progress, recovery=recovery, note=note)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _unpack(tar: Path, tree: Path) -> None:
-    try:  # in the folder rather than with -C: it is gone when somebody replays the command
-        run(["tar", "-xpf", tar, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls"],
-            timeout_s=None, cwd=tree, env={**os.environ, "LC_ALL": "C"})
-    except CommandError as error:
-        if "This does not look like a tar archive" in error.sentence:
-            raise UsageError(f"{tar} is not a tar or a directory; name a root tree, or a tar of one") from error
-        raise
-
-
-def architecture(tree: Path) -> str:
-    """Return the architecture of the tree's own programs in Debian's words; raises UsageError when none is found."""
-    for program in _PROGRAMS:
-        path = tree / program
-        if not path.is_symlink() and path.is_file():
-            with path.open("rb") as stream:
-                head = stream.read(20)
-            if len(head) == 20 and head[:4] == b"\x7fELF":
-                order = "<" if head[5] == 1 else ">"
-                (machine,) = struct.unpack_from(f"{order}H", head, 18)
-                if machine in _MACHINES:
-                    return _MACHINES[machine]
-    raise UsageError(f"{tree} has no program that tells its architecture; is it a root tree? then say --arch")
-
-
 def _release(
     name: str, version: str, arch: str, layer: Layer, payload: bytes, entries: int, config_digest: str,
-    config_size: int, recovery: str | None,
+    config_size: int, recovery: str | None, compression: str | None,
 ) -> Release:
     return Release(
         name, version, arch, f"sha256:{layer.digest}", layer.size, layer.index_offset, len(payload),
         zstandard.frame_content_size(payload), sha256(payload), layer.raw_size, entries, config_digest, config_size,
-        recovery,
+        recovery, compression=compression,
     )
+
+
+def _compression(level: int, base: Base | None) -> str | None:
+    """Return what all frames were compressed with; None when those of the base were with something else."""
+    ours = compression(level)
+    return ours if base is None or base.release.compression == ours else None
 
 
 def _write_entries(tree: Path, entries: Iterator[Entry], writer: LayerWriter) -> Iterator[Entry]:
@@ -189,11 +157,10 @@ def _write_once(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
             hasher.update(piece)
             yield piece
 
-    extents = cutter.add_large(header, hashed(), padding)
+    extents = cutter.add_large(entry.path, header, hashed(), padding)
     return replace(entry, digest=hasher.digest(), extents=extents)
 
 
-def _throttled(progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda done: progress("capture", done, 0)
+def _reporter(progress: Progress, total: int) -> Callable[[int], None]:
+    """Return what passes on how much is done; `total` is an estimate, which is never shown to be exceeded."""
+    return lambda done: progress("capture", done, max(done, total))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from plumbing.errors import UsageError
+from plumbing.spelling import hint
 
 
 class What(StrEnum):
@@ -27,11 +28,12 @@ class Exclude:
     """A shell pattern and what it leaves out.
 
     `*`, `?` and `[…]` do not match a slash. A pattern with a leading slash is matched against the whole path from
-    the tree's top, one without against the last name alone, at any depth.
+    the tree's top, one without against the last name alone, at any depth. `reason` says why, for a person.
     """
 
     pattern: str
     what: What = What.TREE
+    reason: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Exclude:
@@ -47,23 +49,67 @@ class Exclude:
         return f"{self.what.value}:{self.pattern}"
 
 
+_RUNNING = "a running system fills it; the mount point stays"
+_LOG, _PACKAGES = "only weight: logs", "only weight: packages are downloaded again, lists are made again"
+_HOST_KEY = "who this host is: precious puts the keys back, or the first boot makes new ones"
+_SWAP = "only weight: swap is made anew"
+
 DEFAULT_EXCLUDES: tuple[Exclude, ...] = (
-    # A running system fills these; the mount points stay.
-    Exclude("/proc/*"), Exclude("/sys/*"), Exclude("/dev/*"), Exclude("/run/*"), Exclude("/tmp/*"),  # noqa: S108
-    Exclude("/var/tmp/*"),  # noqa: S108
-    # These make one host that host; precious puts them back, or the first boot makes new ones.
-    Exclude("/etc/machine-id", What.CONTENT),  # empty, not absent: systemd then fills it on a read-only root too
-    Exclude("/var/lib/dbus/machine-id"),
-    Exclude("/etc/ssh/ssh_host_*_key"), Exclude("/etc/ssh/ssh_host_*_key.pub"),
-    Exclude("/var/lib/systemd/random-seed"), Exclude("/var/lib/systemd/credential.secret"),
-    Exclude("/local/*"),
-    # These are only weight.
-    Exclude("/var/log", What.FILES),
-    Exclude("/var/cache/apt/archives", What.FILES),
-    Exclude("/var/cache/apt/pkgcache.bin"), Exclude("/var/cache/apt/srcpkgcache.bin"),
-    Exclude("/swapfile"), Exclude("/swap.img"), Exclude("/swap/*"),
-    Exclude("lost+found"),  # mkfs makes a new one
+    *(Exclude(f"/{folder}/*", reason=_RUNNING) for folder in ("proc", "sys", "dev", "run", "tmp", "var/tmp")),
+    Exclude("/etc/machine-id", What.CONTENT,
+            "who this host is; empty, not absent: systemd then fills it on a read-only root too"),
+    Exclude("/var/lib/dbus/machine-id", reason="who this host is; dbus makes it anew from /etc/machine-id"),
+    Exclude("/etc/ssh/ssh_host_*_key", reason=_HOST_KEY), Exclude("/etc/ssh/ssh_host_*_key.pub", reason=_HOST_KEY),
+    Exclude("/var/lib/systemd/random-seed", reason="a secret of this host; shared it is worse than none"),
+    Exclude("/var/lib/systemd/credential.secret", reason="a secret of this host; systemd makes a new one"),
+    Exclude("/local/*", reason="what stays on a host when its root is replaced; never part of a root"),
+    Exclude("/var/log", What.FILES, _LOG),
+    Exclude("/var/cache/apt/archives", What.FILES, _PACKAGES),
+    Exclude("/var/cache/apt/pkgcache.bin", reason=_PACKAGES),
+    Exclude("/var/cache/apt/srcpkgcache.bin", reason=_PACKAGES),
+    Exclude("/swapfile", reason=_SWAP), Exclude("/swap.img", reason=_SWAP), Exclude("/swap/*", reason=_SWAP),
+    Exclude("lost+found", reason="part of one filesystem; mkfs makes a new one"),
 )
+
+
+def effective(
+    more: Sequence[Exclude] = (), keep: Sequence[str] = (), *, defaults: bool = True,
+) -> tuple[Exclude, ...]:
+    """Return what is left out: the defaults without those in `keep`, then `more`.
+
+    `keep` names defaults by their pattern, with or without its `content:` or `files:`. Raises UsageError for one that
+    is no default, as it would not do what was meant.
+    """
+    if keep and not defaults:
+        raise UsageError("there are no defaults to keep something of; leave out one of the two options")
+    words = {word: exclude for exclude in DEFAULT_EXCLUDES for word in (exclude.pattern, str(exclude))}
+    for pattern in keep:
+        if pattern not in words:
+            patterns = [exclude.pattern for exclude in DEFAULT_EXCLUDES]
+            near = hint(pattern, patterns, "`reroot image excludes` lists them")
+            raise UsageError(f"{pattern!r} is no default exclude; {near}")
+    kept = {words[pattern] for pattern in keep}
+    return (*(exclude for exclude in DEFAULT_EXCLUDES if defaults and exclude not in kept), *more)
+
+
+def parse_file(text: str, name: str) -> tuple[Exclude, ...]:
+    """Read a file of excludes: one a line as `Exclude.parse` takes them, empty lines and `#` lines left out.
+
+    Comments right above a line are its reason. Raises UsageError that names the line of the file `name`.
+    """
+    found, said = [], list[str]()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            said.clear()
+        elif line.startswith("#"):
+            said.append(line.lstrip("#").strip())
+        else:
+            try:
+                found.append(replace(Exclude.parse(line.strip()), reason=" ".join(said) or f"{name}, line {number}"))
+            except UsageError as error:
+                raise UsageError(f"{name}, line {number}: {error.sentence}") from error
+            said.clear()
+    return tuple(found)
 
 
 def _regex(pattern: str) -> str:

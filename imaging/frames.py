@@ -1,8 +1,8 @@
 """A tar stream into independent zstd frames, and the layer that holds them. I/O: writes to one open file.
 
 `Cutter` decides where frames end (docs/protocols/release.md, "Where frames are cut"); `LayerWriter` compresses
-them on all cores, writes them in order and closes the layer with index and seek table. Frames in flight are
-bounded, so is memory: about (workers + 3) × 5 MiB.
+them on all cores, or takes what a base has compressed already, writes them in order and closes the layer with index and
+seek table. Frames in flight are bounded, so is memory: FRAME_MEMORY and a compressor's for each worker.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Semaphore
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import zstandard
 from blake3 import blake3
 
 from imaging.entry import Extent
 from imaging.index import Frame
+
+if TYPE_CHECKING:
+    from imaging.reuse import Base
 
 SMALLEST = 1 << 20
 """A frame of small files is at least this long unpacked, in bytes, unless a large file follows it."""
@@ -32,6 +35,14 @@ LARGE = 1 << 20
 """A file with as much content has frames of its own."""
 PIECE = 4 << 20
 """The content of a large file in one frame, in bytes."""
+
+FRAME_MEMORY = 16 << 20
+"""What a worker and the queue need for its frame, in bytes: unpacked, packed, and a base's two of it."""
+WORKERS_MEMORY = 160 << 20
+"""What all workers together may need, in bytes; the entries of the index come on top."""
+
+Key = bytes | tuple[bytes, int]
+"""What a base knows a frame by: the digests in it, or a large file's path and which of its pieces."""
 
 INDEX_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A5E, 0x8F92EAB1
 
@@ -56,15 +67,44 @@ class _Written:
     layer: hashlib._Hash
     tar: hashlib._Hash
     raw_size: int = 0
+    reused: int = 0
+    reused_bytes: int = 0
 
     def copy(self) -> _Written:
-        return _Written(self.offset, list(self.frames), self.layer.copy(), self.tar.copy(), self.raw_size)
+        return replace(self, frames=list(self.frames), layer=self.layer.copy(), tar=self.tar.copy())
 
 
-def compress(raw: bytes, level: int) -> tuple[bytes, bytes]:
-    """Return one frame's compressed bytes and their BLAKE3."""
+class Packed(NamedTuple):
+    """A frame's compressed bytes, their BLAKE3, and whether a base had them."""
+
+    data: bytes
+    digest: bytes
+    reused: bool
+
+
+def compression(level: int) -> str:
+    """Return what makes the bytes of a frame what they are: the library, its version and the level."""
+    return f"zstd-{'.'.join(map(str, zstandard.ZSTD_VERSION))}-{level}"
+
+
+def workers_for(level: int, cores: int) -> int:
+    """Return how many workers may compress at `level` at once on so many cores, within WORKERS_MEMORY.
+
+    At level 3 ten fit, more than SHA-256 in one thread can follow; at 19 two do.
+    """
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=PIECE)
+    each = int(parameters.estimated_compression_context_size()) + FRAME_MEMORY
+    return max(1, min(cores, WORKERS_MEMORY // each))
+
+
+def compress(raw: bytes, level: int, base: Base | None = None, candidate: Frame | None = None) -> Packed:
+    """Return one frame compressed; the `candidate` of `base` if that is the same."""
+    if base is not None and candidate is not None:
+        known = base.same(candidate, raw)
+        if known is not None:
+            return Packed(known, candidate.digest, True)
     data = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compress(raw)
-    return data, blake3(data).digest()
+    return Packed(data, blake3(data).digest(), False)
 
 
 class LayerWriter:
@@ -74,12 +114,14 @@ class LayerWriter:
     """
 
     def __init__(self, out: BinaryIO, *, level: int, workers: int, on_written: Callable[[int], None] | None = None,
-                 ) -> None:
+                 base: Base | None = None) -> None:
         self._out = out
         self._level = level
+        self._base = base
         self._on_written = on_written
         self._compressors = ThreadPoolExecutor(workers, "compress")
         self._writer = ThreadPoolExecutor(1, "write")
+        self._hasher = ThreadPoolExecutor(1, "hash")
         self._room = Semaphore(workers + 2)
         self._failure: BaseException | None = None
         self._count = 0
@@ -93,17 +135,27 @@ class LayerWriter:
                  trace: TracebackType | None) -> None:
         self._compressors.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
+        self._hasher.shutdown()
 
     @property
     def next_frame(self) -> int:
         """The number that the next frame will have."""
         return self._count
 
-    def add(self, raw: bytes) -> None:
-        """Append one frame; returns before it is written. Raises what an earlier frame's writing raised."""
+    @property
+    def reused(self) -> tuple[int, int]:
+        """How many of the frames came from the base, and their compressed bytes; once `frames` was called."""
+        return self._state.reused, self._state.reused_bytes
+
+    def add(self, raw: bytes, key: Key | None = None) -> None:
+        """Append one frame; returns before it is written. Raises what an earlier frame's writing raised.
+
+        `key` is what a frame with the same bytes would be known by in the base.
+        """
         self._room.acquire()
         self._raise_failure()
-        packed = self._compressors.submit(compress, raw, self._level)
+        candidate = self._base.candidate(key, len(raw)) if self._base is not None and key is not None else None
+        packed = self._compressors.submit(compress, raw, self._level, self._base, candidate)
         self._writer.submit(self._land, packed, raw)
         self._count += 1
 
@@ -141,15 +193,19 @@ class LayerWriter:
 
     # The following run in the writing thread, one after another.
 
-    def _land(self, packed: Future[tuple[bytes, bytes]], raw: bytes) -> None:
+    def _land(self, packed: Future[Packed], raw: bytes) -> None:
         try:
             if self._failure is not None:
                 return
-            data, digest = packed.result()
+            data, digest, reused = packed.result()
             state = self._state
+            tar = self._hasher.submit(state.tar.update, raw)  # the slowest step of all when nothing is compressed
             self._out.write(data)
             state.layer.update(data)
-            state.tar.update(raw)
+            tar.result()
+            if reused:
+                state.reused += 1
+                state.reused_bytes += len(data)
             state.frames.append(Frame(state.offset, len(data), len(raw), digest))
             state.offset += len(data)
             state.raw_size += len(raw)
@@ -181,6 +237,7 @@ class Cutter:
         self._writer = writer
         self._parts: list[bytes] = []
         self._length = 0
+        self._files: list[tuple[int, bytes]] = []
 
     def add(self, header: bytes, content: bytes, padding: bytes, digest: bytes) -> tuple[Extent, ...]:
         """Append a small entry's record and return where its content will be; `digest` is empty unless it is a file."""
@@ -188,15 +245,18 @@ class Cutter:
         self._parts += (header, content, padding)
         self._length = start + len(content) + len(padding)
         extents = (Extent(self._writer.next_frame, start, len(content)),) if content else ()
+        if content:
+            self._files.append((start, digest))
         if self._length >= LONGEST or (self._length >= SMALLEST and digest
                                        and ends_frame(digest, len(header) + len(content) + len(padding))):
             self.cut()
         return extents
 
-    def add_large(self, header: bytes, pieces: Iterable[bytes], padding: bytes) -> tuple[Extent, ...]:
+    def add_large(self, path: bytes, header: bytes, pieces: Iterable[bytes], padding: bytes) -> tuple[Extent, ...]:
         """Append a large file, whose `pieces` are PIECE bytes each but the last, in frames of its own.
 
-        When `pieces` raises, nothing of the file is left behind.
+        A base is asked for the pieces of its file at the same `path`. When `pieces` raises, nothing of the file is
+        left behind.
         """
         self.cut()
         self._writer.mark()
@@ -205,20 +265,28 @@ class Cutter:
         try:
             for piece in pieces:
                 if held is not None:
-                    self._writer.add(held)
+                    self._writer.add(held, (path, len(extents) - 1))
                 extents.append(Extent(self._writer.next_frame, len(header), len(piece)))
                 held, header = header + piece, b""
         except BaseException:
             self._writer.rewind()
             raise
-        self._writer.add((held if held is not None else header) + padding)
+        self._writer.add((held if held is not None else header) + padding, (path, max(0, len(extents) - 1)))
         return tuple(extents)
 
     def cut(self) -> None:
         """End the open frame, if anything is in it."""
         if self._parts:
-            self._writer.add(b"".join(self._parts))
-            self._parts, self._length = [], 0
+            self._writer.add(b"".join(self._parts), small_key(self._files) if self._files else None)
+            self._parts, self._length, self._files = [], 0, []
+
+
+def small_key(files: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return the key of a frame of small files: (offset in the frame, BLAKE3) of each that has content, in order."""
+    summed = blake3()
+    for offset, digest in files:
+        summed.update(struct.pack("<Q", offset) + digest)
+    return summed.digest()
 
 
 def ends_frame(digest: bytes, record_length: int) -> bool:

@@ -20,8 +20,10 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
 TITLE, VERSION = "org.opencontainers.image.title", "org.opencontainers.image.version"
 ARCH, RAW_BYTES, ENTRIES = "dev.reroot.arch", "dev.reroot.raw-bytes", "dev.reroot.entries"
 RECOVERY, INDEX = "dev.reroot.recovery", "dev.reroot.index"
+COMPRESSION = "dev.reroot.compression"
 
 _WORD = re.compile(r"[A-Za-z0-9]+(?:[._+-][A-Za-z0-9]+)*")
+_COMPRESSION = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -30,7 +32,8 @@ class Release:
     """What a release's manifest says; sizes and offsets in bytes, digests as `sha256:HEX`.
 
     `raw_bytes` is the length of the tar, `recovery` the recovery image's catalogue target path, `digest` the
-    manifest's own. `index_raw_length` is the index's length when unpacked.
+    manifest's own. `index_raw_length` is the index's length when unpacked. `compression` names the library and level
+    that all frames were made with, None when they are mixed or nobody said.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Release:
     config_size: int
     recovery: str | None = None
     digest: str = ""
+    compression: str | None = None
 
     @property
     def ref(self) -> str:
@@ -74,12 +78,15 @@ class Release:
         recovery = notes.get(RECOVERY)
         if recovery is not None and not all(map(_WORD.fullmatch, recovery.split("/"))):
             raise _bad(f"{RECOVERY} is not a catalogue path")
+        compression = notes.get(COMPRESSION)
+        if compression is not None and (not _COMPRESSION.fullmatch(compression) or len(compression) > 64):
+            raise _bad(f"{COMPRESSION} is malformed")
         return cls(
             _word(notes, TITLE), _word(notes, VERSION), _word(notes, ARCH),
             _digest(layer.get("digest")), layer_size, offset, length, raw, index_digest,
             _decimal(notes.get(RAW_BYTES)), _decimal(notes.get(ENTRIES)),
             _digest(config.get("digest")), _number(config.get("size")), recovery,
-            sha256(manifest),
+            sha256(manifest), compression,
         )
 
     def manifest(self) -> bytes:
@@ -88,6 +95,8 @@ class Release:
                  ENTRIES: str(self.entries)}
         if self.recovery is not None:
             notes[RECOVERY] = self.recovery
+        if self.compression is not None:
+            notes[COMPRESSION] = self.compression
         place = f"{self.index_offset}:{self.index_length}:{self.index_raw_length}:{self.index_digest}"
         return canonical({
             "schemaVersion": 2,

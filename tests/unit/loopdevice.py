@@ -13,14 +13,21 @@ LOCK = Path("/run/lock/reroot-loop-devices")
 
 
 @contextmanager
-def attached(image: Path) -> Iterator[Path]:
-    """Attach `image` to a free loop device.
+def taking() -> Iterator[None]:
+    """Hold while a free loop device is taken, by whatever takes one: `mount -o loop` too.
 
     One process at a time takes one: who reaches for a number that another has just taken claims that device for a
     moment, and the other's mkfs finds it in use.
     """
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def attached(image: Path) -> Iterator[Path]:
+    """Attach `image` to a free loop device."""
+    with taking():
         device = Path(run(["losetup", "-f", "--show", image]).text.strip())
     try:
         yield device

@@ -69,6 +69,50 @@ def test_excludes(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["content_bytes"] == 3024
 
 
+def test_what_is_left_out_can_be_listed_and_changed(
+        place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "excludes"]) == 0
+    shown = capsys.readouterr().out
+    assert "/etc/machine-id" in shown and "content" in shown and "who this host is" in shown
+    listing = tmp_path / "more"
+    listing.write_text("# nobody needs it\n/usr/bin\n")
+    options = ["--exclude-from", str(listing), "--keep-default", "/etc/machine-id", "--exclude", "x"]
+    assert run(["image", "excludes", "--json", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[-2:] == [{"pattern": "/usr/bin", "what": "tree", "reason": "nobody needs it"},
+                          {"pattern": "x", "what": "tree", "reason": "--exclude"}]
+    assert "/etc/machine-id" not in [one["pattern"] for one in found]
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "1", "--arch", "amd64", *options]) == 0
+    capsys.readouterr()
+    assert run(["image", "show", "d/1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["types"], facts["content_bytes"]) == ({"directory": 3, "file": 1}, 4)
+    assert run(["image", "excludes", "--no-default-excludes"]) == 0
+    assert capsys.readouterr().out == "nothing is left out\n"
+    for wrong in (["--exclude-from", str(tmp_path)], ["--keep-default", "/x"], ["--exclude", "[z-a]"]):
+        assert run(["image", "excludes", *wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_newest_release_is_the_base(place: site.Site, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def built(*words: str) -> dict[str, object]:
+        assert run(["image", "build", str(tree), "--name", "d", "--json", *words]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    first, second = built("--version", "1"), built("--version", "2")
+    assert (first["base"], first["reused_frames"]) == (None, 0)
+    assert (second["base"], second["reused_frames"], second["layer_digest"]) == ("d/1/amd64", 1, first["layer_digest"])
+    assert built("--version", "3", "--no-base")["base"] is None
+    other = built("--version", "4", "--level", "5")
+    assert other["base"] is None and other["layer_digest"] != first["layer_digest"]
+    named = built("--version", "5", "--level", "5", "--base", "d/1")
+    assert (named["base"], named["reused_frames"]) == ("d/1/amd64", 1)
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "6"]) == 0
+    assert "in 1 frame taken from d/" in capsys.readouterr().out
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "x/1"]) == 4
+    assert run(["image", "build", str(tree), "--name", "d", "--version", "7", "--base", "d/1", "--no-base"]) == 2
+
+
 @pytest.mark.root
 def test_a_tar_is_a_source_too(
         place: site.Site, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import zstandard
 from blake3 import blake3
 from trees import describe, noise, rich_tree
 
-from imaging.capture import architecture, capture, capture_tar
+from imaging.capture import capture
 from imaging.entry import Entry, EntryType, Hole
 from imaging.excludes import Exclude
 from imaging.frames import TABLE_END
@@ -223,18 +223,6 @@ def test_a_killed_build_leaves_the_old_store_and_the_next_one_cleans_up(tmp_path
     assert list(store.refs()) == ["p/1/amd64", "p/2/amd64"]
 
 
-@pytest.mark.root
-def test_a_tar_becomes_the_same_release_as_its_tree(tmp_path: Path) -> None:
-    tree, store = rich_tree(tmp_path / "tree"), Store(tmp_path / "store")
-    (tree / "sparse").unlink()
-    os.utime(tree, ns=(0, 1))
-    whole = tmp_path / "root.tar"
-    run(["tar", "-C", tree, "-cpf", whole, "--format=pax", "--xattrs", "--acls", "--exclude=./socket", "."])
-    of_tree = capture(tree, store, name="p", version="1", arch="amd64", excludes=())
-    of_tar = capture_tar(whole, store, name="p", version="1", arch="amd64", excludes=(), scratch=tmp_path)
-    assert of_tar == of_tree
-
-
 @pytest.mark.parametrize(("field", "value"), [
     ("name", "../up"), ("name", ""), ("version", "1 2"), ("arch", "amd64/x"), ("level", 0), ("level", 23)])
 def test_bad_names_are_refused_before_anything_is_made(tmp_path: Path, field: str, value: object) -> None:
@@ -247,14 +235,6 @@ def test_bad_names_are_refused_before_anything_is_made(tmp_path: Path, field: st
 def test_a_missing_tree_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="name a directory"):
         capture(tmp_path / "gone", Store(tmp_path / "store"), name="p", version="1", arch="amd64")
-
-
-def test_architecture_is_read_from_the_trees_own_programs(tmp_path: Path) -> None:
-    (tmp_path / "usr/bin").mkdir(parents=True)
-    with pytest.raises(UsageError, match="--arch"):
-        architecture(tmp_path)
-    (tmp_path / "usr/bin/env").write_bytes(b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 3, 0xB7))
-    assert architecture(tmp_path) == "arm64"
 
 
 def test_extra_excludes_are_the_callers(tmp_path: Path) -> None:

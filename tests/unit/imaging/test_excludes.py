@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imaging.excludes import DEFAULT_EXCLUDES, Exclude, What, matcher
+from imaging.excludes import DEFAULT_EXCLUDES, Exclude, What, effective, matcher, parse_file
 from plumbing.errors import UsageError
 
 
@@ -52,3 +52,38 @@ def test_defaults_survive_their_own_text() -> None:
 def test_without_slashes_it_is_fnmatch(pattern: str, name: str) -> None:
     expected = re.fullmatch(fnmatch.translate(pattern), name) is not None
     assert (matcher([Exclude(pattern)])(name.encode()) is What.TREE) is expected
+
+
+def test_every_default_has_its_reason_and_who_this_host_is_stays_out() -> None:
+    assert all(exclude.reason for exclude in DEFAULT_EXCLUDES)
+    match = matcher(DEFAULT_EXCLUDES)
+    assert match(b"etc/machine-id") is What.CONTENT
+    for path in (b"etc/ssh/ssh_host_ed25519_key", b"etc/ssh/ssh_host_rsa_key.pub", b"var/lib/systemd/random-seed",
+                 b"local/x", b"proc/1", b"tmp/x", b"var/lib/dbus/machine-id"):
+        assert match(path) is What.TREE
+    for path in (b"etc", b"proc", b"local", b"etc/ssh/sshd_config", b"usr/proc/1"):
+        assert match(path) is What.NOTHING
+
+
+@given(st.sets(st.sampled_from(DEFAULT_EXCLUDES)), st.booleans())
+def test_keeping_defaults_keeps_those_and_no_others(kept: set[Exclude], whole: bool) -> None:
+    more = (Exclude("mine"),)
+    words = [str(exclude) if whole else exclude.pattern for exclude in kept]
+    assert effective(more, words) == (*(one for one in DEFAULT_EXCLUDES if one not in kept), *more)
+
+
+def test_keeping_what_is_no_default_is_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean '/etc/machine-id'"):
+        effective(keep=["/etc/machine_id"])
+    with pytest.raises(UsageError, match="no defaults to keep"):
+        effective(keep=["/tmp/*"], defaults=False)
+    assert effective(defaults=False) == ()
+
+
+def test_a_file_of_excludes() -> None:
+    text = "# big, and\n#  made anew\n/srv/cache/*\n\n# a heading\n\nfiles:/var/spool\n*.core  \n"
+    found = parse_file(text, "my")
+    assert found == (Exclude("/srv/cache/*"), Exclude("/var/spool", What.FILES), Exclude("*.core"))
+    assert [one.reason for one in found] == ["big, and made anew", "my, line 7", "my, line 8"]
+    with pytest.raises(UsageError, match=r"my, line 2: 'a/b' is no exclude"):
+        parse_file("# x\na/b\n", "my")

@@ -24,7 +24,7 @@ class Recorder:
     def next_frame(self) -> int:
         return len(self.raw)
 
-    def add(self, raw: bytes) -> None:
+    def add(self, raw: bytes, key: object = None) -> None:
         self.raw.append(raw)
 
     def mark(self) -> None:
@@ -44,7 +44,7 @@ def cut(contents: list[bytes]) -> tuple[list[bytes], list[tuple[Extent, ...]]]:
             extents.append(cutter.add(head, content, tail, blake3(content).digest()))
         else:
             pieces = [content[start:start + PIECE] for start in range(0, len(content), PIECE)]
-            extents.append(cutter.add_large(head, iter(pieces), tail))
+            extents.append(cutter.add_large(b"f", head, iter(pieces), tail))
     cutter.cut()
     return recorder.raw, extents
 
@@ -98,8 +98,8 @@ def test_a_large_file_that_fails_leaves_nothing() -> None:
         cutter = Cutter(writer)
         cutter.add(b"h" * 512, b"a", bytes(511), b"")
         with pytest.raises(ValueError, match="changed"):
-            cutter.add_large(b"h" * 512, failing(), b"")
-        assert cutter.add_large(b"h" * 512, iter([b"3" * PIECE]), b"") == (Extent(1, 512, PIECE),)
+            cutter.add_large(b"f", b"h" * 512, failing(), b"")
+        assert cutter.add_large(b"f", b"h" * 512, iter([b"3" * PIECE]), b"") == (Extent(1, 512, PIECE),)
         layer = writer.finish(b"index")
     assert layer.raw_size == 1024 + 512 + PIECE
     assert layer.size == len(out.getvalue())
