@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console, image_gc
+from cli import console, image_gc, image_transfer
 from cli.admin import SITE, SiteOption
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify, gc.")
+app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify, push, pull, gc.")
 app.add_typer(image_gc.app)
+app.add_typer(image_transfer.app)
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]

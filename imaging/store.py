@@ -99,6 +99,13 @@ class Store:
             raise NotFoundError(f"{ref!r} is not in the store {self.path}; `reroot {command} list` shows what is")
         return self.read_json_blob(descriptor.digest)
 
+    def complete(self, ref: str) -> str:
+        """Return the ref that `ref` means: itself, or the only one that goes on with /ARCH; raises UsageError."""
+        found = [other for other in self.refs() if other == ref or other.rpartition("/")[0] == ref]
+        if len(found) > 1 and ref not in found:
+            raise UsageError(f"{ref!r} is there as {' and '.join(found)}; say which")
+        return ref if ref in found or not found else found[0]
+
     def _descriptor(self, item: Mapping[str, object]) -> Descriptor:
         digest, size, kind, notes = (item.get(key) for key in ("digest", "size", "mediaType", "annotations"))
         if (not isinstance(digest, str) or hex_of(digest) is None or type(size) is not int or size < 0

@@ -1,0 +1,124 @@
+"""`reroot image push|pull`: releases to and from a registry. I/O: the site, the network, stdout; progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import progress
+from cli.admin import SITE, SiteOption
+from cli.console import size
+
+if TYPE_CHECKING:
+    from control.site import Site
+    from imaging.registry import Place, Registry
+    from imaging.store import Store
+    from imaging.transfer import Moved
+
+app = typer.Typer()
+
+PlaceArgument = Annotated[str, typer.Argument(
+    metavar="REGISTRY/REPOSITORY[:TAG]", help="Such as registry.example.org/os/debian:13.1-amd64.")]
+AuthfileOption = Annotated[Path | None, typer.Option(
+    help="Where `skopeo login` or `podman login` put the password (default: where they do, or REROOT_REGISTRY_AUTH="
+         "USER:PASSWORD or REROOT_REGISTRY_TOKEN in the environment).", show_default=False)]
+PlainOption = Annotated[bool, typer.Option("--plain-http", help="Speak HTTP instead of HTTPS.")]
+SignOption = Annotated[bool, typer.Option(
+    "--sign", help="Have this site vouch for it: read it back and sign it into the catalogue (needs the targets key).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
+
+
+@app.command()
+def push(
+    ref: Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")],
+    place: PlaceArgument, authfile: AuthfileOption = None, plain_http: PlainOption = False,
+    site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Send a release, its recovery image and its deltas to an OCI registry; what is there is not sent again."""
+    from imaging import transfer
+    from imaging.release import Release
+
+    _, store = _open(site)
+    registry = _registry(place, authfile, plain_http)
+    release = Release.parse(store.manifest(full := store.complete(ref)))
+    tag = registry.place.reference or transfer.default_tag(release)
+    with progress.line(quiet=as_json) as tell:
+        moved = transfer.push(store, full, registry, tag, tell)
+    where = f"{registry.place.host}/{registry.place.repository}:{tag}"
+    if as_json:
+        print(json.dumps({**_facts(moved), "place": where}, indent=1))
+        return
+    _tell(moved, "sent")
+    print(f"{moved.release.ref} is {where}\nmanifest {moved.release.digest}")
+
+
+@app.command()
+def pull(
+    place: Annotated[str, typer.Argument(
+        metavar="REGISTRY/REPOSITORY:TAG", help="Or REPOSITORY@sha256:…, which takes that release and no other.")],
+    sign: SignOption = False, authfile: AuthfileOption = None, plain_http: PlainOption = False,
+    site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Fetch a release from an OCI registry into the store, every digest checked; hosts take it when it is signed."""
+    from imaging import transfer
+    from plumbing.errors import UsageError
+
+    opened, store = _open(site)
+    registry = _registry(place, authfile, plain_http)
+    if not registry.place.reference:
+        raise UsageError(f"{registry.place} is a repository; add one of its tags: {', '.join(registry.tags()[-20:])}")
+    with progress.line(quiet=as_json) as tell:
+        moved = transfer.receive(store, registry, registry.place.reference, progress=tell)
+    received(opened, store, moved, sign=sign, as_json=as_json)
+
+
+def received(site: Site, store: Store, moved: Moved, *, sign: bool, as_json: bool) -> None:
+    """Sign what came in, when that was asked for, and tell."""
+    from imaging.audit import audit
+    from imaging.bundle import targets
+    from imaging.catalogue import Catalogue
+
+    if sign:
+        with progress.line(quiet=as_json) as tell:
+            audit(store, moved.release.ref, tell)
+        Catalogue(site.catalogue, site.keys).publish_all(targets(moved.pieces))
+    if as_json:
+        print(json.dumps({**_facts(moved), "published": sign}, indent=1))
+        return
+    _tell(moved, "received")
+    print(f"{moved.release.ref} is in the store\nmanifest {moved.release.digest}")
+    if sign:
+        print("\n".join(f"published as {path}" for path in targets(moved.pieces)))
+    else:
+        print("not signed, so no host takes it yet; the same command with --sign signs it")
+
+
+def _open(path: Path) -> tuple[Site, Store]:
+    from control.site import Site
+    from imaging.store import Store
+
+    site = Site.open(path)
+    return site, Store(site.store)
+
+
+def _registry(text: str, authfile: Path | None, plain: bool) -> Registry:
+    from imaging.registry import Place, Registry
+    from imaging.registry_auth import find
+
+    place: Place = Place.parse(text, plain=plain)
+    return Registry(place, find(place.host, place.repository, os.environ, authfile))
+
+
+def _tell(moved: Moved, verb: str) -> None:
+    for piece in moved.pieces[:-1]:
+        print(f"with {piece.ref}")
+    print(f"{size(moved.sent_bytes)} {verb}, {size(moved.there_bytes)} were there")
+
+
+def _facts(moved: Moved) -> dict[str, object]:
+    return {"ref": moved.release.ref, "digest": moved.release.digest, "moved_bytes": moved.sent_bytes,
+            "there_bytes": moved.there_bytes, "artefacts": [piece.ref for piece in moved.pieces[:-1]]}
