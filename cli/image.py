@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify, push, pull, gc.")
+app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify, push, pull, export, import, gc.")
 app.add_typer(image_gc.app)
 app.add_typer(image_transfer.app)
 

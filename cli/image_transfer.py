@@ -1,9 +1,10 @@
-"""`reroot image push|pull`: releases to and from a registry. I/O: the site, the network, stdout; progress on stderr."""
+"""`reroot image push|pull|export|import`: releases between stores. I/O: site, network, stdout; progress on stderr."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,28 +74,73 @@ def pull(
         raise UsageError(f"{registry.place} is a repository; add one of its tags: {', '.join(registry.tags()[-20:])}")
     with progress.line(quiet=as_json) as tell:
         moved = transfer.receive(store, registry, registry.place.reference, progress=tell)
-    received(opened, store, moved, sign=sign, as_json=as_json)
+    facts = _received(opened, store, [moved], sign=sign, quiet=as_json)
+    if as_json:
+        print(json.dumps(facts[0], indent=1))
 
 
-def received(site: Site, store: Store, moved: Moved, *, sign: bool, as_json: bool) -> None:
-    """Sign what came in, when that was asked for, and tell."""
+@app.command()
+def export(
+    ref: Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR|FILE.tar", help="A folder, or an archive by its name's end.")],
+    site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Copy a release, its recovery image and its deltas to a folder or a tar, to be carried by hand."""
+    from imaging import layouts
+
+    _, store = _open(site)
+    write = layouts.export_archive if target.suffix == ".tar" else layouts.export_folder
+    with progress.line(quiet=as_json) as tell:
+        moved = write(store, store.complete(ref), target, tell)
+    if as_json:
+        print(json.dumps({**_facts(moved), "place": str(target)}, indent=1))
+        return
+    _tell(moved, "written")
+    print(f"{moved.release.ref} is in {target}\nmanifest {moved.release.digest}")
+
+
+@app.command(name="import")
+def bring_in(
+    source: Annotated[Path, typer.Argument(metavar="DIR|FILE.tar", help="What `export` or skopeo made.")],
+    ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release of it (default: all).")] = "",
+    sign: SignOption = False, site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Take exported releases into the store, every digest checked; hosts take them when they are signed."""
+    from imaging import layouts
+
+    opened, store = _open(site)
+    with progress.line(quiet=as_json) as tell:
+        found = layouts.bring_in(store, source, ref, tell)
+    facts = _received(opened, store, found, sign=sign, quiet=as_json)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+
+
+def _received(site: Site, store: Store, found: Sequence[Moved], *, sign: bool, quiet: bool) -> list[dict[str, object]]:
+    """Sign what came in, when that was asked for, tell it unless `quiet`, and return the facts."""
     from imaging.audit import audit
     from imaging.bundle import targets
     from imaging.catalogue import Catalogue
 
-    if sign:
-        with progress.line(quiet=as_json) as tell:
+    catalogue = Catalogue(site.catalogue, site.keys)
+    for moved in found if sign else ():
+        with progress.line(quiet=quiet) as tell:
             audit(store, moved.release.ref, tell)
-        Catalogue(site.catalogue, site.keys).publish_all(targets(moved.pieces))
-    if as_json:
-        print(json.dumps({**_facts(moved), "published": sign}, indent=1))
-        return
-    _tell(moved, "received")
-    print(f"{moved.release.ref} is in the store\nmanifest {moved.release.digest}")
-    if sign:
-        print("\n".join(f"published as {path}" for path in targets(moved.pieces)))
-    else:
-        print("not signed, so no host takes it yet; the same command with --sign signs it")
+        catalogue.publish_all(targets(moved.pieces))
+    listed, facts = catalogue.listed(), list[dict[str, object]]()
+    for moved in found:
+        release = moved.release
+        published = release.target in listed and listed[release.target].digest == release.digest
+        facts.append({**_facts(moved), "published": published})
+        if quiet:
+            continue
+        _tell(moved, "received")
+        print(f"{release.ref} is in the store\nmanifest {release.digest}")
+        if sign:
+            print("\n".join(f"published as {path}" for path in targets(moved.pieces)))
+        elif not published:
+            print("not signed, so no host takes it yet; the same command with --sign signs it")
+    return facts
 
 
 def _open(path: Path) -> tuple[Site, Store]:

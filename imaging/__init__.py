@@ -6,7 +6,8 @@ independent zstd frames (`frames`), entries and frames make the index (`index`),
 manifest (`release`) in an OCI layout (`store`). `capture` drives them. `catalogue` signs the name of what was
 made, after `metadata` has checked what is there; `audit` reads a stored release back. `needed` says what
 of a store may go, `garbage` takes it out. Between stores: what travels with a release (`bundle`), a
-registry (`registry_auth`, `registry`), sending and receiving (`transfer`).
+registry (`registry_auth`, `registry`), sending and receiving (`transfer`),
+folders and archives (`layouts`).
 
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
 believe no source, `restore` makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.

@@ -113,14 +113,15 @@ def _listed(origin: Origin, reference: str) -> list[tuple[str, str]]:
     if DIGEST.fullmatch(reference):
         return []
     try:
-        return list(listed(origin.manifest(f"{reference}{ARTEFACTS}")))
+        found = list(listed(origin.manifest(f"{reference}{ARTEFACTS}")))
     except NotFoundError:
         return []
+    if len(found) > MAX_ARTEFACTS:
+        raise CorruptError(f"{len(found)} artefacts are said to belong to {reference}; at most {MAX_ARTEFACTS} can")
+    return found
 
 
 def _belonging(origin: Origin, named: Sequence[tuple[str, str]], release: Release) -> list[Piece]:
-    if len(named) > MAX_ARTEFACTS:
-        raise CorruptError(f"{len(named)} artefacts are said to belong to {release.ref}; at most {MAX_ARTEFACTS} can")
     found = []
     for ref, digest in named:
         manifest = origin.manifest(digest)

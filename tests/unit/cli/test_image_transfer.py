@@ -86,3 +86,19 @@ def test_the_line() -> None:
     assert text("push", 5_000_000, 0, 0, 0.0) == "push: 5.0 MB"
     assert text("push", 50_000_000, 200_000_000, 25_000_000, 10.0) == "push: 50.0 MB of 200.0 MB, 2.5 MB/s, 1:00 left"
     assert text("push", 5, 5, 5, 1.0) == "push: 5 B of 5 B, 5 B/s"
+
+
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_by_hand(sites: tuple[site.Site, site.Site], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                 name: str) -> None:
+    first, second = sites
+    capsys.readouterr()
+    assert run(["image", "export", "d/1+2", str(tmp_path / name), "--site", str(first.root)]) == 0
+    assert f"d/1+2/arm64 is in {tmp_path / name}" in capsys.readouterr().out
+    assert run(["image", "import", str(tmp_path / name), "--sign", "--site", str(second.root)]) == 0
+    assert "published as releases/d/1+2/arm64.json" in capsys.readouterr().out
+    assert run(["image", "import", str(tmp_path / name), "--json", "--site", str(second.root)]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["published"], told["moved_bytes"]) == (True, 0)
+    assert run(["image", "import", str(tmp_path / name), "e/1", "--site", str(second.root)]) == 4
+    assert "it holds d/1+2/arm64" in capsys.readouterr().err
