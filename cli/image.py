@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import console, image_gc, image_transfer
-from cli.admin import SITE, SiteOption
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
 
@@ -40,14 +41,14 @@ def build(
         help="Leave out what belongs to one host or to a running system.")] = True,
     recovery: Annotated[str, typer.Option(help="The recovery image that restores it: NAME/VERSION/ARCH.")] = "",
     level: Annotated[int, typer.Option(min=1, max=19, help="zstd level: 3 as fast as reading, 19 smallest.")] = 3,
-    site: SiteOption = SITE, as_json: JsonOption = False,
+    site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
     from imaging.capture import architecture, capture, capture_tar
     from imaging.excludes import DEFAULT_EXCLUDES, Exclude
     from imaging.release import Release
 
-    store, catalogue = _open(site)
+    store, catalogue = _open(site, keys)
     excludes = (*(DEFAULT_EXCLUDES if default_excludes else ()), *map(Exclude.parse, exclude or ()))
     target = _recovery_target(catalogue, recovery) if recovery else None
     started, notes = clock.monotonic(), list[str]()
@@ -147,13 +148,11 @@ def verify(
                            "restore the store from a backup or a mirror, or build them again")
 
 
-def _open(path: Path) -> tuple[Store, Catalogue]:
+def _open(path: Path, keys: Sequence[Path] | None = None) -> tuple[Store, Catalogue]:
     from control.site import Site
-    from imaging.catalogue import Catalogue
     from imaging.store import Store
 
-    site = Site.open(path)
-    return Store(site.store), Catalogue(site.catalogue, site.keys)
+    return Store(Site.open(path).store), catalogue_of(path, keys)
 
 
 def _releases(store: Store) -> list[Release]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import console
-from cli.admin import SITE, SiteOption
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from plumbing import clock
+from plumbing.errors import RefusedError
 
 if TYPE_CHECKING:
     from imaging.needed import Fate, Plan
@@ -47,6 +48,32 @@ def gc(
           f"{console.size(plan.bytes(going=False))} stay")
     if going and not remove:
         print("nothing was removed; `reroot image gc --remove` does it")
+
+
+@app.command()
+def withdraw(
+    ref: Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")],
+    site: SiteOption = SITE, keys: KeysOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Take a release out of the catalogue: no new order can name it. `gc` removes its bytes later."""
+    from control.keeping import CATALOGUE, needs
+    from control.site import Site
+    from imaging.needed import resolve
+    from imaging.release import Release
+    from imaging.store import Store
+
+    opened = Site.open(site)
+    store, catalogue = Store(opened.store), catalogue_of(site, keys)
+    release = Release.parse(store.manifest(store.complete(ref)))
+    refs = {name: found.digest for name, found in store.refs().items()}
+    for need in needs(opened, clock.wall()):
+        if release.digest in resolve(need.what, refs) and not need.why.startswith(CATALOGUE):
+            raise RefusedError(f"{release.ref} is needed: {need.why}; withdraw it when that is over")
+    catalogue.withdraw(release.target)
+    store.claim(release.digest)  # its grace time begins now
+    print(json.dumps({"ref": release.ref, "target": release.target}) if as_json else
+          f"{release.ref} is not in the catalogue any more; `reroot image gc --remove --unpublished` frees its room")
 
 
 def _table(plan: Plan) -> None:

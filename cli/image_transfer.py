@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import progress
-from cli.admin import SITE, SiteOption
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from cli.console import size
 
 if TYPE_CHECKING:
-    from control.site import Site
+    from imaging.catalogue import Catalogue
     from imaging.registry import Place, Registry
     from imaging.store import Store
     from imaging.transfer import Moved
@@ -43,7 +43,7 @@ def push(
     from imaging import transfer
     from imaging.release import Release
 
-    _, store = _open(site)
+    store = _open(site)
     registry = _registry(place, authfile, plain_http)
     release = Release.parse(store.manifest(full := store.complete(ref)))
     tag = registry.place.reference or transfer.default_tag(release)
@@ -62,19 +62,19 @@ def pull(
     place: Annotated[str, typer.Argument(
         metavar="REGISTRY/REPOSITORY:TAG", help="Or REPOSITORY@sha256:…, which takes that release and no other.")],
     sign: SignOption = False, authfile: AuthfileOption = None, plain_http: PlainOption = False,
-    site: SiteOption = SITE, as_json: JsonOption = False,
+    site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Fetch a release from an OCI registry into the store, every digest checked; hosts take it when it is signed."""
     from imaging import transfer
     from plumbing.errors import UsageError
 
-    opened, store = _open(site)
+    catalogue, store = catalogue_of(site, keys), _open(site)
     registry = _registry(place, authfile, plain_http)
     if not registry.place.reference:
         raise UsageError(f"{registry.place} is a repository; add one of its tags: {', '.join(registry.tags()[-20:])}")
     with progress.line(quiet=as_json) as tell:
         moved = transfer.receive(store, registry, registry.place.reference, progress=tell)
-    facts = _received(opened, store, [moved], sign=sign, quiet=as_json)
+    facts = _received(catalogue, store, [moved], sign=sign, quiet=as_json)
     if as_json:
         print(json.dumps(facts[0], indent=1))
 
@@ -88,7 +88,7 @@ def export(
     """Copy a release, its recovery image and its deltas to a folder or a tar, to be carried by hand."""
     from imaging import layouts
 
-    _, store = _open(site)
+    store = _open(site)
     write = layouts.export_archive if target.suffix == ".tar" else layouts.export_folder
     with progress.line(quiet=as_json) as tell:
         moved = write(store, store.complete(ref), target, tell)
@@ -103,26 +103,26 @@ def export(
 def bring_in(
     source: Annotated[Path, typer.Argument(metavar="DIR|FILE.tar", help="What `export` or skopeo made.")],
     ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release of it (default: all).")] = "",
-    sign: SignOption = False, site: SiteOption = SITE, as_json: JsonOption = False,
+    sign: SignOption = False, site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Take exported releases into the store, every digest checked; hosts take them when they are signed."""
     from imaging import layouts
 
-    opened, store = _open(site)
+    catalogue, store = catalogue_of(site, keys), _open(site)
     with progress.line(quiet=as_json) as tell:
         found = layouts.bring_in(store, source, ref, tell)
-    facts = _received(opened, store, found, sign=sign, quiet=as_json)
+    facts = _received(catalogue, store, found, sign=sign, quiet=as_json)
     if as_json:
         print(json.dumps(facts, indent=1))
 
 
-def _received(site: Site, store: Store, found: Sequence[Moved], *, sign: bool, quiet: bool) -> list[dict[str, object]]:
+def _received(
+    catalogue: Catalogue, store: Store, found: Sequence[Moved], *, sign: bool, quiet: bool,
+) -> list[dict[str, object]]:
     """Sign what came in, when that was asked for, tell it unless `quiet`, and return the facts."""
     from imaging.audit import audit
     from imaging.bundle import targets
-    from imaging.catalogue import Catalogue
 
-    catalogue = Catalogue(site.catalogue, site.keys)
     for moved in found if sign else ():
         with progress.line(quiet=quiet) as tell:
             audit(store, moved.release.ref, tell)
@@ -143,12 +143,11 @@ def _received(site: Site, store: Store, found: Sequence[Moved], *, sign: bool, q
     return facts
 
 
-def _open(path: Path) -> tuple[Site, Store]:
+def _open(path: Path) -> Store:
     from control.site import Site
     from imaging.store import Store
 
-    site = Site.open(path)
-    return site, Store(site.store)
+    return Store(Site.open(path).store)
 
 
 def _registry(text: str, authfile: Path | None, plain: bool) -> Registry:

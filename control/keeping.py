@@ -18,6 +18,9 @@ from imaging.needed import Need
 from plumbing.errors import DiskError
 from rollout.executor import FINAL
 
+CATALOGUE = "the catalogue lists "
+"""How the reason begins of what is only listed."""
+
 
 def needs(site: Site, now: float) -> list[Need]:
     """Return what must stay in the site's store at `now` (wall seconds), each with its reason.
@@ -25,7 +28,7 @@ def needs(site: Site, now: float) -> list[Need]:
     Raises whatever keeps one of the four from being read: what is not known to be unneeded must not go.
     """
     listed = Catalogue(site.catalogue, site.keys).listed()
-    found = [Need(one.digest, f"the catalogue lists {path}") for path, one in listed.items()]
+    found = [Need(one.digest, f"{CATALOGUE}{path}") for path, one in listed.items()]
     for host in hosts.load(site.hosts).by_name.values():
         if host.recovery:
             found.append(Need(_recovery(host.recovery), f"hosts.toml names it for {host.name}"))

@@ -26,6 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> site.Site:
 
 def gc(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, object]]:
     """Run it without a grace time; return what goes by name."""
+    capsys.readouterr()
     assert run(["image", "gc", "--json", "--grace-hours", "0", "--unpublished", *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["bytes_going"] == sum(one["bytes"] for one in told["goes"])
@@ -97,3 +98,23 @@ def test_what_cannot_be_asked_is_not_collected(place: site.Site, capsys: pytest.
 def test_needs_name_their_reasons(place: site.Site) -> None:
     (need,) = needs(place, 0.0)
     assert need == replace(need, why="the catalogue lists orders/keys.json")
+
+
+def test_withdrawing(place: site.Site, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for version in ("1", "2"):
+        assert run(["image", "build", str(tmp_path / "tree"), "--name", "d", "--version", version, "--arch", "x"]) == 0
+    store = Store(place.store)
+    digests = {ref: found.digest for ref, found in store.refs().items()}
+    database = Database(url_for(place.database, ""))
+    database.migrate()
+    with database.session() as session:
+        session.add(order("active", clock.wall() + 60, digest=digests["d/1/x"]))
+    database.close()
+    assert run(["image", "withdraw", "d/1"]) == 6
+    assert "needed: order active for alpha" in capsys.readouterr().err
+    assert run(["image", "withdraw", "d/2"]) == 0
+    assert set(Catalogue(place.catalogue, place.keys).listed()) == {"orders/keys.json", "releases/d/1/x.json"}
+    assert digests["d/2/x"] in gc(capsys) and digests["d/1/x"] not in gc(capsys)
+    assert run(["image", "gc", "--unpublished"]) == 0
+    assert "0 blobs, 0 B would go" in capsys.readouterr().out  # its grace time has just begun
