@@ -309,7 +309,8 @@ class Catalogue:
         newest = {Targets.type: state.targets.signed.version, Snapshot.type: state.snapshot.signed.version}
         for path in list(self._metadata.iterdir()):
             match = _VERSIONED.fullmatch(path.name)
-            if match and match[2] in newest and int(match[1]) <= newest[match[2]] - KEPT_VERSIONS:
+            old = match and match[2] in newest and int(match[1]) <= newest[match[2]] - KEPT_VERSIONS
+            if old or path.name.startswith("."):  # what a publisher that was killed left; only one is alive, this one
                 path.unlink(missing_ok=True)
 
     # -- steps of reading -----------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def _remove(store: Store, plan: Plan, leftovers: Sequence[Path]) -> None:
     if refs:
         store.forget(refs)
     with told(f"the store {store.path}", "whatever has a name is still served; run gc again"):
-        for path in (*map(store.blob_path, digests), *leftovers):
+        halves = store.path.glob(".index.json.*")  # of publishers that were killed; nobody alive writes one now
+        for path in (*map(store.blob_path, digests), *leftovers, *halves):
             path.unlink(missing_ok=True)
         if digests:
             sync_folder(store.path / "blobs" / "sha256")
