@@ -213,6 +213,7 @@ class Store:
             if there is not None:
                 raise RefusedError(f"{ref} is published already with other content ({there.digest[:19]}…), and "
                                    "releases never change; choose a new version")
+            sync_folder(self.path / "blobs" / "sha256")  # a blob that was there may be of a writer that died too early
             entry: dict[str, object] = {
                 "mediaType": media_type, "digest": digest, "size": len(manifest),
                 "annotations": {**(annotations or {}), REF_NAME: ref},
