@@ -66,7 +66,7 @@ def export_archive(store: Store, ref: str, path: Path, progress: Progress | None
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         stack.callback(Path(name).unlink, missing_ok=True)
         stream = stack.enter_context(os.fdopen(handle, "wb"))
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        with tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, copybufsize=1 << 20) as tar:
             for member, data in (("oci-layout", LAYOUT), ("index.json", listing(found))):
                 tar.addfile(_member(member, len(data)), BytesIO(data))
             for digest, size in sorted({**blobs, **{piece.digest: len(piece.manifest) for piece in found}}.items()):
@@ -191,7 +191,7 @@ class _Checked:
 
     def __init__(self, store: Store, digest: str, size: int) -> None:
         self._pieces = _read(store, digest, size)
-        self._rest = b""
+        self._piece, self._at = b"", 0
 
     def __enter__(self) -> BinaryIO:
         return self  # type: ignore[return-value]  # tarfile only reads
@@ -203,13 +203,16 @@ class _Checked:
 
     def read(self, length: int) -> bytes:
         """Return exactly `length` bytes, fewer only at the end."""
-        while len(self._rest) < length:
-            piece = next(self._pieces, None)
-            if piece is None:
-                break
-            self._rest += piece
-        data, self._rest = self._rest[:length], self._rest[length:]
-        return data
+        taken = []
+        while length:
+            if self._at == len(self._piece):
+                self._piece, self._at = next(self._pieces, b""), 0
+                if not self._piece:
+                    break
+            taken.append(self._piece[self._at:self._at + length])
+            self._at += len(taken[-1])
+            length -= len(taken[-1])
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def _read(store: Store, digest: str, size: int, offset: int = 0, *, check: bool = True) -> Iterator[bytes]:

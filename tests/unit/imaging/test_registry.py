@@ -14,7 +14,9 @@ import pytest
 from loopback import Handler, Server
 from trees import describe
 
+from control.files import Library
 from imaging import transfer
+from imaging.bundle import listed
 from imaging.capture import capture
 from imaging.fetch import FrameFetcher
 from imaging.registry import Place, Registry
@@ -22,7 +24,7 @@ from imaging.registry_auth import Credentials, challenge, find
 from imaging.release import Release, canonical
 from imaging.restore import restore
 from imaging.sources import FileSource
-from imaging.store import MANIFEST_TYPE, Store
+from imaging.store import INDEX_TYPE, MANIFEST_TYPE, Store
 from plumbing import clock
 from plumbing.digest import sha256
 from plumbing.errors import (
@@ -145,6 +147,17 @@ def test_what_skopeo_pushed_is_pulled(registry: str, store: Store, tmp_path: Pat
     got = transfer.receive(other, at(registry, "skopeo/pushes"), "13")
     assert got.release.digest == store.refs()[REF].digest and list(other.refs()) == [REF]
     restores(other, tree, tmp_path / "restored")
+
+
+def test_a_site_serves_the_list_of_artefacts_too(store: Store, tmp_path: Path) -> None:
+    """A store is pulled from like a registry; see tests/unit/control/test_control_content.py."""
+    library = Library(store.path, tmp_path, tmp_path)
+    answer = library.find("/v2/debian/manifests/13.1_deb1-amd64-artefacts")
+    assert [ref for ref, _ in listed(answer.body)] == ["recovery/std/1/amd64", "delta/x"]
+    assert (answer.path, answer.content_type) == (None, INDEX_TYPE)
+    for none in ("13.2-amd64-artefacts", "-artefacts"):
+        with pytest.raises(NotFoundError):
+            library.find(f"/v2/debian/manifests/{none}")
 
 
 def test_an_upload_that_was_cut_goes_on(registry: str, store: Store) -> None:
