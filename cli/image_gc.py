@@ -44,10 +44,10 @@ def gc(
     _table(plan)
     going = sum(one.goes for one in plan.blobs)
     done = "removed" if remove else "would go"
-    print(f"{going} blobs, {console.size(plan.bytes(going=True))} {done}; {len(plan.blobs) - going} blobs, "
-          f"{console.size(plan.bytes(going=False))} stay")
+    print(f"{done}: {console.size(plan.bytes(going=True))} in blobs, {going} of {len(plan.blobs)}; what stays has "
+          f"{console.size(plan.bytes(going=False))}")
     if going and not remove:
-        print("nothing was removed; `reroot image gc --remove` does it")
+        print("nothing was removed; the same command with --remove does it")
 
 
 @app.command()

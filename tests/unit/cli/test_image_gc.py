@@ -73,13 +73,14 @@ def test_it_says_what_and_why(place: site.Site, capsys: pytest.CaptureFixture[st
     orphan = store.add_bytes(bytes(5000))
     assert run(["image", "gc"]) == 0
     said = capsys.readouterr().out
-    assert "a/1/amd64" in said and "younger than the grace time" in said and "0 blobs, 0 B would go" in said
+    assert "a/1/amd64" in said and "younger than the grace time" in said
+    assert "would go: 0 B in blobs, 0 of 2; what stays has 5.0 kB" in said
     assert run(["image", "gc", "--grace-hours", "0"]) == 0
     said = capsys.readouterr().out
     assert "not in the catalogue; --unpublished removes it" in said
-    assert f"{orphan[:19]}…  5.0 kB  nothing names it" in said and "`reroot image gc --remove` does it" in said
+    assert f"{orphan[:19]}…  5.0 kB  nothing names it" in said and "the same command with --remove does it" in said
     assert run(["image", "gc", "--grace-hours", "0", "--remove"]) == 0
-    assert "1 blobs, 5.0 kB removed; 1 blobs, 2 B stay" in capsys.readouterr().out
+    assert "removed: 5.0 kB in blobs, 1 of 2; what stays has 2 B" in capsys.readouterr().out
     assert not store.has(orphan)
 
 
@@ -117,4 +118,4 @@ def test_withdrawing(place: site.Site, capsys: pytest.CaptureFixture[str], tmp_p
     assert set(Catalogue(place.catalogue, place.keys).listed()) == {"orders/keys.json", "releases/d/1/x.json"}
     assert digests["d/2/x"] in gc(capsys) and digests["d/1/x"] not in gc(capsys)
     assert run(["image", "gc", "--unpublished"]) == 0
-    assert "0 blobs, 0 B would go" in capsys.readouterr().out  # its grace time has just begun
+    assert "would go: 0 B in blobs, 0 of " in capsys.readouterr().out  # its grace time has just begun

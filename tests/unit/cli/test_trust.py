@@ -128,8 +128,9 @@ def test_two_people_must_sign(
 def test_a_lost_targets_key(place: site.Site, sticks: tuple[Path, Path], capsys: Out, host: FollowingHost) -> None:
     host.sees("orders/keys.json")
     (sticks[0] / "targets.pem").unlink()
-    assert run(["trust", "rotate", "targets", "--keys", str(sticks[0])]) == 0
-    assert (sticks[0] / "targets.pem").exists() and not (place.keys / "targets.pem").exists()
+    assert run(["trust", "rotate", "targets", "--keys", str(sticks[0]), "--keys", str(sticks[1])]) == 0
+    assert (sticks[1] / "targets.pem").exists() and not (place.keys / "targets.pem").exists()
+    assert not (sticks[0] / "targets.pem").exists()
     host.sees("orders/keys.json")
 
 

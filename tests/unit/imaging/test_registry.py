@@ -30,6 +30,7 @@ from plumbing.digest import sha256
 from plumbing.errors import (
     ConfigError,
     CorruptError,
+    DiskError,
     NetworkError,
     NotFoundError,
     RefusedError,
@@ -219,6 +220,24 @@ def test_a_pull_that_was_cut_goes_on(registry: str, store: Store, tmp_path: Path
     half.write_bytes(bytes(1000))
     transfer.receive(other, at(registry, "os/half"), "13")
     assert sha256(other.blob_path(release.layer_digest).read_bytes()) == got.release.layer_digest
+
+
+@pytest.mark.root
+def test_a_full_disk_keeps_what_came_and_publishes_nothing(registry: str, store: Store, tmp_path: Path) -> None:
+    transfer.push(store, REF, at(registry, "os/full"), "13")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk])
+    try:
+        other = Store(disk / "store")
+        with pytest.raises(DiskError, match=r"full; nothing was published, and what came is kept"):
+            transfer.receive(other, at(registry, "os/full"), "13")
+        assert other.refs() == {}
+        run(["mount", "-o", "remount,size=30m", disk])
+        got = transfer.receive(other, at(registry, "os/full"), "13")
+        assert got.release.ref == REF and REF in other.refs()
+    finally:
+        run(["umount", disk])
 
 
 class Liar:
