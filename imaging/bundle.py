@@ -19,6 +19,8 @@ from plumbing.errors import CorruptError
 ARTEFACTS = "-artefacts"
 """What a release's tag gets appended for the list of what belongs to it."""
 MAX_ARTEFACTS = 64
+OLD, NEW = "dev.reroot.old", "dev.reroot.new"
+"""Annotations of a delta's manifest: the refs of the two releases that it joins."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def pieces(store: Store, ref: str) -> list[Piece]:
     refs = store.refs()
     recovery = (told.recovery or "").removesuffix(".json")
     wanted = [recovery] if recovery in refs else []
-    wanted += [other for other in refs if _subject(store.manifest(other)) == release.digest]
+    wanted += [other for other in refs if _is_part(Piece(other, store.manifest(other)), told)]
     return [*(Piece(other, store.manifest(other)) for other in wanted), release]
 
 
@@ -79,11 +81,11 @@ def listed(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def belongs(piece: Piece, release: Release) -> bool:
-    """Whether what came with `release` is its recovery image under its own name, or names the release as its subject.
+    """Whether what came with `release` is its recovery image under its own name, a delta to it, or names it as subject.
 
     Nothing else is taken in with it: a list of artefacts is not signed, and must not bring in another release.
     """
-    if _subject(piece.manifest) == release.digest:
+    if _is_part(piece, release):
         return not is_release(piece.manifest) and not piece.ref.startswith("recovery/")
     if f"{piece.ref}.json" != release.recovery:
         return False
@@ -97,6 +99,17 @@ def targets(found: Sequence[Piece]) -> dict[str, bytes]:
     """Return what the catalogue lists of these: the release and its recovery image, each under its path. Pure."""
     return {f"{piece.ref}.json" if piece.ref.startswith("recovery/") else Release.parse(piece.manifest).target:
             piece.manifest for piece in found if piece.ref.startswith("recovery/") or is_release(piece.manifest)}
+
+
+def _is_part(piece: Piece, release: Release) -> bool:
+    """Whether a manifest names the release as its subject, or is under its own name a delta to it."""
+    if _subject(piece.manifest) == release.digest:
+        return True
+    try:
+        notes = json.loads(piece.manifest).get("annotations") or {}
+        return bool(notes.get(NEW) == release.ref and piece.ref == f"deltas/{notes.get(OLD)}/{notes[NEW]}")
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _subject(manifest: bytes) -> str | None:

@@ -41,6 +41,7 @@ from plumbing.errors import (
 from plumbing.run import run
 
 REF = "debian/13.1+deb1/amd64"
+DELTA = f"deltas/debian/12/amd64/{REF}"
 
 
 def never(_seconds: float) -> None:
@@ -85,6 +86,9 @@ def store(tmp_path: Path, tree: Path) -> Store:
     made.put_manifest("delta/x", canonical({
         **plain, "layers": [{"mediaType": "application/octet-stream", "digest": made.add_bytes(b"delta"), "size": 5}],
         "subject": {"mediaType": MANIFEST_TYPE, "digest": sha256(manifest), "size": len(manifest)}}))
+    for ref in (f"deltas/debian/12/amd64/{REF}", f"deltas/debian/11/amd64/{REF}"):  # the second under a wrong name
+        made.put_manifest(ref, canonical({**plain, "layers": [], "annotations": {
+            "dev.reroot.old": "debian/12/amd64", "dev.reroot.new": REF}}))
     made.put_manifest("recovery/other/1/amd64", canonical({**plain, "layers": []}))
     return made
 
@@ -100,7 +104,7 @@ def contents(store: Store) -> dict[str, bytes]:
 def test_push_and_pull(registry: str, store: Store, tree: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     sent = transfer.push(store, REF, at(registry, "os/debian"), "13", lambda *step: told.append(step))
-    assert [piece.ref for piece in sent.pieces] == ["recovery/std/1/amd64", "delta/x", REF]
+    assert [piece.ref for piece in sent.pieces] == ["recovery/std/1/amd64", "delta/x", DELTA, REF]
     assert sent.sent_bytes > 5_000_000 and not sent.there_bytes
     assert all(done <= total for _, done, total in told)
     again = transfer.push(store, REF, at(registry, "os/debian"), "13-too")
@@ -109,7 +113,7 @@ def test_push_and_pull(registry: str, store: Store, tree: Path, tmp_path: Path) 
     other = Store(tmp_path / "other")
     got = transfer.receive(other, at(registry, "os/debian"), "13", progress=no_progress)
     assert got.pieces == sent.pieces and got.sent_bytes == sent.sent_bytes
-    assert list(other.refs()) == [REF, "delta/x", "recovery/std/1/amd64"]
+    assert list(other.refs()) == [REF, "delta/x", DELTA, "recovery/std/1/amd64"]
     before = contents(store)
     assert all(before[digest] == data for digest, data in contents(other).items())
     assert transfer.receive(other, at(registry, "os/debian"), got.release.digest).sent_bytes == 0
@@ -154,7 +158,7 @@ def test_a_site_serves_the_list_of_artefacts_too(store: Store, tmp_path: Path) -
     """A store is pulled from like a registry; see tests/unit/control/test_control_content.py."""
     library = Library(store.path, tmp_path, tmp_path)
     answer = library.find("/v2/debian/manifests/13.1_deb1-amd64-artefacts")
-    assert [ref for ref, _ in listed(answer.body)] == ["recovery/std/1/amd64", "delta/x"]
+    assert [ref for ref, _ in listed(answer.body)] == ["recovery/std/1/amd64", "delta/x", DELTA]
     assert (answer.path, answer.content_type) == (None, INDEX_TYPE)
     for none in ("13.2-amd64-artefacts", "-artefacts"):
         with pytest.raises(NotFoundError):
