@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plumbing.errors import ConfigError, CorruptError
 from plumbing.http import Client
+
+if TYPE_CHECKING:
+    from imaging.catalogue import Catalogue
 
 SITE = Path("/var/lib/reroot")
 
@@ -17,6 +21,22 @@ SiteOption = Annotated[Path, typer.Option("--site", envvar="REROOT_SITE", help="
 ControlOption = Annotated[
     str, typer.Option("--control", envvar="REROOT_CONTROL",
                       help="The control server (default: where it listens on this machine, by reroot.toml).")]
+
+
+KeysOption = Annotated[list[Path] | None, typer.Option(
+    "--keys", envvar="REROOT_KEYS", help="A folder with keys that are not in the site, such as a stick; may be given "
+    "again.", show_default=False)]
+
+
+def catalogue_of(site: Path, keys: Sequence[Path] | None = None, **options: Mapping[str, int]) -> Catalogue:
+    """Return the catalogue of the site at `site`, signed with its own keys and those in the folders `keys`."""
+    from control.site import Site
+    from imaging.catalogue import Catalogue
+
+    opened = Site.open(site)
+    catalogue = Catalogue(opened.catalogue, opened.keys, tuple(keys or ()), **options)
+    catalogue.ring.check()
+    return catalogue
 
 
 class Admin:

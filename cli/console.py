@@ -21,6 +21,16 @@ def columns(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def size(count: int) -> str:
+    """Return bytes in decimal units, as disks are sold."""
+    amount, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
 def usage(error: typer.TyperException) -> str:
     """Return the sentence for a wrong command line; empty when the help was shown already, as for no words at all."""
     context = getattr(error, "ctx", None)

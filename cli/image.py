@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console
-from cli.admin import SITE, SiteOption
+from cli import console, image_gc, image_transfer
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify; what is left out.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Releases: build, list, show, verify, push, pull, export, import, gc; what is left out.")
+app.add_typer(image_gc.app)
+app.add_typer(image_transfer.app)
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
@@ -57,7 +62,7 @@ def build(
     workers: Annotated[int | None, typer.Option(
         min=1, max=256, help="Compressing threads (default: a core each, as far as 160 MiB go).")] = None,
     level: Annotated[int, typer.Option(min=1, max=19, help="zstd level: 3 as fast as reading, 19 smallest.")] = 3,
-    site: SiteOption = SITE, as_json: JsonOption = False,
+    site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
     from imaging.capture import capture
@@ -68,7 +73,7 @@ def build(
 
     if base and no_base:
         raise UsageError("--base and --no-base contradict each other; give one of them")
-    store, catalogue = _open(site)
+    store, catalogue = _open(site, keys)
     excludes = _excludes(exclude, exclude_from, keep_default, default_excludes)
     target = _recovery_target(catalogue, recovery) if recovery else None
     for word, what in ((name, "name"), (version, "version"), (arch or "any", "architecture")):
@@ -218,13 +223,11 @@ def _excludes(
     return found
 
 
-def _open(path: Path) -> tuple[Store, Catalogue]:
+def _open(path: Path, keys: Sequence[Path] | None = None) -> tuple[Store, Catalogue]:
     from control.site import Site
-    from imaging.catalogue import Catalogue
     from imaging.store import Store
 
-    site = Site.open(path)
-    return Store(site.store), Catalogue(site.catalogue, site.keys)
+    return Store(Site.open(path).store), catalogue_of(path, keys)
 
 
 def _releases(store: Store) -> list[Release]:

@@ -24,5 +24,5 @@ def init(
         return
     print(f"{made.root} is ready.")
     print(f"  {made.config}: check public_url")
-    print(f"  {made.keys}: root.pem and targets.pem belong on a disk that is not here; copy them, then remove them")
+    print(f"  {made.keys}: root.pem and targets.pem belong on a disk that is not here; see docs/trust.md")
     print(f"  next: reroot serve --site {made.root}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,7 +17,10 @@ from plumbing import clock
 from plumbing.rate import Rate, seconds_left
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from imaging.entry import Progress
 
 EVENT_S = 1.0
 """A progress event comes at most so often, in seconds."""
@@ -27,7 +32,7 @@ class Report:
     def __init__(self, *, as_json: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._as_json = as_json
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._began = self._told = 0.0
         self._rate = Rate(0.0)
@@ -84,7 +89,16 @@ class Report:
             print(json.dumps({"event": event, **facts}), file=self._stream, flush=True)
 
 
-def _bar(stream: TextIO) -> Progress:
+@contextmanager
+def telling(what: str, *, as_json: bool) -> Iterator[Progress | None]:
+    """Report one step and yield what it is told through, None when nobody listens."""
+    with Report(as_json=as_json) as report:
+        report.begin(what)
+        yield report.advance if report.heard else None
+        report.done(what)
+
+
+def _bar(stream: TextIO) -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

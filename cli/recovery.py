@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cli import console
-from cli.admin import SITE, SiteOption
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from plumbing.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="The recovery image: what runs while a host has no root.")
@@ -31,12 +31,11 @@ def build(
     budget: Annotated[int, typer.Option(min=1, max=1024, help="MiB that the initramfs may weigh.")] = 16,
     level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: 19 takes half a minute, 3 a second.")] = 19,
     cache: Annotated[Path | None, typer.Option(help="Where kernel packages are kept.", show_default=False)] = None,
-    site: SiteOption = SITE, as_json: JsonOption = False,
+    site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Build a recovery image into the site's store and publish it in the catalogue."""
     from control.site import Site
     from imaging import recovery_manifest
-    from imaging.catalogue import Catalogue
     from imaging.recovery_image import build as building
     from imaging.recovery_image import kernel as kernels
     from imaging.store import Store
@@ -45,7 +44,7 @@ def build(
     opened = Site.open(site)
     kernel = kernels.from_root(kernel_root) if kernel_root is not None else kernels.from_package(
         cache or _cache(), kernel_package)
-    catalogue = Catalogue(opened.catalogue, opened.keys)
+    catalogue = catalogue_of(site, keys)
     recipe = building.Recipe(name, version, arch, kernel, catalogue.root_json(), budget_bytes=budget << 20, level=level)
     made = building.make(recipe, say=lambda text: None if as_json else print(text))
     manifest = building.publish(Store(opened.store), recipe, made)

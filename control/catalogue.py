@@ -17,7 +17,6 @@ class SiteCatalogue:
 
     def __init__(self, site: Site) -> None:
         self._catalogue = Catalogue(site.catalogue, site.keys)
-        self._keys = site.keys
 
     def read(self, path: str) -> bytes:
         """Return a published target's bytes; raises NotFoundError."""
@@ -34,8 +33,8 @@ class SiteCatalogue:
         with self._readable():
             expires = json.loads(self._catalogue.root_json())["signed"]["expires"]
             if clock.from_iso(expires) <= clock.wall():
-                raise TrustError(f"the catalogue's root expired at {expires} and no host accepts it; renew it with the "
-                                 f"root key in {self._keys}, or set this machine's clock")
+                raise TrustError(f"the catalogue's root expired at {expires} and no host accepts it; `reroot trust "
+                                 "refresh root` renews it with the root key, or set this machine's clock")
             self._catalogue.refresh()
 
     @contextmanager

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from imaging.store import Store
-from plumbing.digest import DIGEST
+from imaging.bundle import ARTEFACTS, listing, pieces
+from imaging.store import INDEX_TYPE, Store
+from plumbing.digest import DIGEST, sha256
 from plumbing.errors import NotFoundError
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~:@=-]{0,254}")
@@ -69,7 +70,13 @@ class Library:
         return Answer(path, _OCTETS, {"Docker-Content-Digest": digest, "Cache-Control": _FOREVER})
 
     def _manifest(self, repo: str, ref: str) -> Answer:
-        digest = ref if DIGEST.fullmatch(ref) else self._tagged(repo).get(ref)
+        tagged = self._tagged(repo)
+        if ref.endswith(ARTEFACTS) and ref not in tagged and (name := tagged.get(ref.removesuffix(ARTEFACTS))):
+            # What `image push` would have put beside the tag, so that another site can pull from this one.
+            found = listing(pieces(self._store, name)[:-1])
+            return Answer(None, INDEX_TYPE, {"Docker-Content-Digest": sha256(found)}, found)
+        refs = self._store.refs()
+        digest = ref if DIGEST.fullmatch(ref) else refs[tagged[ref]].digest if ref in tagged else None
         if digest is None or not self._store.has(digest):
             raise NotFoundError(f"there is no manifest {repo}:{ref} in the store")
         data = self._store.read_json_blob(digest)
@@ -89,13 +96,13 @@ class Library:
         return Answer(None, "application/json", {}, json.dumps({"name": repo, "tags": tags}).encode())
 
     def _tagged(self, repo: str) -> dict[str, str]:
-        """Map the tags of `repo` to digests; ref NAME/VERSION/ARCH is repository NAME, tag VERSION-ARCH."""
+        """Map the tags of `repo` to refs; ref NAME/VERSION/ARCH is repository NAME, tag VERSION-ARCH."""
         found = {}
-        for ref, descriptor in self._store.refs().items():
+        for ref in self._store.refs():
             *name, version, arch = ref.split("/") if ref.count("/") >= 2 else ("", "", "")
             if repo.removeprefix("reroot/") == "/".join(name):
                 # OCI tags have no "+", which versions of Debian packages do.
-                found[f"{version}-{arch}".replace("+", "_")] = descriptor.digest
+                found[f"{version}-{arch}".replace("+", "_")] = ref
         return found
 
     def _recovery(self, name: str, title: str) -> Answer:

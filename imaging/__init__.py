@@ -4,8 +4,11 @@ Building, in the order in which the data meets the modules: a tree is walked int
 `scan`; `sizing` tells beforehand how much it is), each becomes a tar header and its content (`tarstream`), the stream
 is cut into independent zstd frames (`frames`), those of an earlier release taken as they are (`reuse`), entries and
 frames make the index (`index`), and the whole becomes an OCI manifest (`release`) in an OCI layout (`store`).
-`capture` drives them. `catalogue` signs the name of what was made, after `metadata` has checked what is there; `audit`
-reads a stored release back. `root_sources` has the tree that a tar, a disk image or an OCI image holds.
+`capture` drives them. `catalogue` signs the name of what was made with the keys of `keyring`, after `metadata` has
+checked what is there; `ceremony` changes the keys; `audit` reads a stored release back. `root_sources` has the tree
+that a tar, a disk image or an OCI image holds. `needed` says what of a store may go, `garbage` takes it out. Between
+stores: what travels with a release (`bundle`), a registry (`registry_auth`, `registry`), sending and receiving
+(`transfer`), folders and archives (`layouts`).
 
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
 believe no source, `restore` makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.

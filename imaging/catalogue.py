@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from securesystemslib.signer import CryptoSigner, Key
+from securesystemslib.signer import Key
 
 # tuf.api.metadata is their public place, and does not say so to type checkers.
 from tuf.api._payload import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -29,10 +28,11 @@ from tuf.api.metadata import Metadata
 from tuf.api.serialization.json import JSONSerializer
 
 from imaging import metadata
+from imaging.keyring import Keyring
 from imaging.keys import load_signer, make_key
 from imaging.metadata import State
 from plumbing import clock
-from plumbing.durable import make_folder, sync_folder, told, write_file
+from plumbing.durable import make_folder, told, write_file
 from plumbing.errors import ConfigError, CorruptError, NotFoundError, RefusedError, TrustError, UsageError
 
 ROLES = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
@@ -67,14 +67,17 @@ class Listed:
 class Catalogue:
     """The TUF repository in `folder` (metadata/ and targets/), signed with `keys`/ROLE.pem.
 
-    A role with several keys has them as ROLE.pem, ROLE.SOMETHING.pem and so on. A key that is not in the folder is
-    missed only by what it has to sign: root by `set_keys` and `rotate`, targets by `publish`. Times are wall seconds;
-    `now` is the clock's unless given.
+    A role with several keys has them as ROLE.pem, ROLE.SOMETHING.pem and so on, there or in the folders `also`. A key
+    that is in none of them is missed only by what it has to sign: root by `set_keys` and `rotate`, targets by
+    `publish`. Times are wall seconds; `now` is the clock's unless given. `lifetimes_s` is how long new signatures hold.
     """
 
-    def __init__(self, folder: Path, keys: Path) -> None:
+    def __init__(self, folder: Path, keys: Path, also: Sequence[Path] = (),
+                 lifetimes_s: Mapping[str, int] = LIFETIME_S) -> None:
         self.folder = folder
         self.keys = keys
+        self.ring = Keyring(keys, also)
+        self._lifetimes_s = lifetimes_s
         self._metadata = folder / "metadata"
         self._targets = folder / "targets"
 
@@ -84,6 +87,10 @@ class Catalogue:
         """Return the newest root metadata, checked: what a host is given to trust this site."""
         metadata.roots(files := self._roots())
         return files[-1]
+
+    def state(self, changing: Collection[str] = ()) -> State:
+        """Return the four roles as published last, checked as a host would but for expiry; see metadata.load."""
+        return self._load(changing)
 
     def listed(self) -> dict[str, Listed]:
         """Return every published target by path."""
@@ -118,7 +125,7 @@ class Catalogue:
         with self._locked():
             if (self._metadata / "1.root.json").exists():
                 raise RefusedError(f"{self.folder} is a catalogue already; nothing was changed")
-            root = Root(version=1, expires=_expiry(Root.type, at), consistent_snapshot=True)
+            root = Root(version=1, expires=self._expiry(Root.type, at), consistent_snapshot=True)
             for role in ROLES:
                 path = self.keys / f"{role}.pem"
                 key = load_signer(path) if path.exists() else make_key(path)
@@ -126,7 +133,7 @@ class Catalogue:
             state = State(Metadata(root), Metadata(Targets(version=1)), Metadata(Snapshot(version=1)),
                            Metadata(Timestamp(version=1)))
             with self._disk():
-                first = self._write_root(state, state.root)
+                first = self._write_root(state.root, state.root)
                 line = f"{hashlib.sha256(first).hexdigest()}  1.root.json\n"
                 write_file(self.keys / FIRST_ROOT, line.encode(), 0o600)
                 self._commit(state, at, first=True)
@@ -150,6 +157,15 @@ class Catalogue:
                 if fresh:
                     self._commit(state, clock.wall() if now is None else now, targets=True)
 
+    def withdraw(self, target_path: str, now: float | None = None) -> None:
+        """Take `target_path` out of the catalogue; raises NotFoundError. Its bytes stay for hosts that just read it."""
+        with self._locked():
+            state = self._load()
+            if state.targets.signed.targets.pop(target_path, None) is None:
+                raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; nothing was changed")
+            with self._disk():
+                self._commit(state, clock.wall() if now is None else now, targets=True)
+
     def refresh(self, now: float | None = None) -> tuple[str, ...]:
         """Sign anew what is about to expire, and finish a rotation that was cut short; return the roles signed.
 
@@ -160,16 +176,29 @@ class Catalogue:
         with self._locked():
             state = self._load()
             targets = self._is_due(state, state.targets, at)
-            if targets and self._usable(state, Targets.type) is None and not state.targets.signed.is_expired(_when(at)):
-                targets = False
+            if targets and not state.targets.signed.is_expired(_when(at)):
+                targets = self.ring.usable(Targets.type, state.root.signed.roles[Targets.type]) is not None
             snapshot = targets or self._is_due(state, state.snapshot, at)
             due = snapshot or self._is_due(state, state.timestamp, at)
             with self._disk():
                 if due:
                     self._commit(state, at, targets=targets, snapshot=snapshot)
-                for role in self._rotating(state.root.signed):
-                    self._replace_key(role)
+                for role in self.ring.rotating(state.root.signed):
+                    self.ring.replace(role)
         return tuple(role for role, signed in zip(ROLES[1:], (targets, snapshot, due), strict=True) if signed)
+
+    def renew(self, role: str, now: float | None = None) -> None:
+        """Sign `role` anew whether it is due or not, and what names it; for root, publish the next version of it."""
+        _check_role(role)
+        if role == Root.type:
+            roles = (root := self.state().root.signed).roles[role]
+            self.set_keys(role, [root.keys[keyid] for keyid in roles.keyids], roles.threshold, now)
+            return
+        with self._locked():
+            state = self._load()
+            with self._disk():
+                self._commit(state, clock.wall() if now is None else now, targets=role == Targets.type,
+                             snapshot=role == Snapshot.type)
 
     def rotate(self, role: str, now: float | None = None) -> None:
         """Replace the keys of `role` by one new key and destroy keys/ROLE.pem.
@@ -178,11 +207,11 @@ class Catalogue:
         catalogue that `rotate` or `refresh` completes.
         """
         _check_role(role)
-        after = self._next_key(role)
+        after = self.ring.next_key(role)
         key = load_signer(after) if after.exists() else make_key(after)
         self.set_keys(role, [key.public_key], 1, now)
         with self._disk():
-            self._replace_key(role)
+            self.ring.replace(role)
 
     def set_keys(self, role: str, keys: Sequence[Key], threshold: int, now: float | None = None) -> None:
         """Publish a new root that says whose signatures, and how many, make `role` valid; then sign anew.
@@ -203,10 +232,14 @@ class Catalogue:
                 root.signed.add_key(key, role)
             root.signed.roles[role].threshold = threshold
             root.signed.version += 1
-            root.signed.expires = _expiry(Root.type, at)
+            root.signed.expires = self._expiry(Root.type, at)
+            state.root, before = root, state.root
+            needed = {Root.type: (), Timestamp.type: ROLES[3:], Snapshot.type: ROLES[2:], Targets.type: ROLES[1:]}[role]
+            for other in needed:  # or the new root would be there, and nothing that it believes
+                if self.ring.usable(other, root.signed.roles[other]) is None:
+                    raise self.ring.missing(other, root.signed.roles[other])
             with self._disk():
-                self._write_root(state, root)
-                state.root = root
+                self._write_root(before, root)
                 if role != Root.type:
                     self._commit(state, at, targets=role == Targets.type, snapshot=role != Timestamp.type)
 
@@ -243,33 +276,29 @@ class Catalogue:
     def _sign(self, state: State, content: Metadata[_Role], now: float, first: bool) -> bytes:
         role = content.signed.type
         content.signed.version += 0 if first else 1
-        content.signed.expires = _expiry(role, now)
-        signers = self._usable(state, role)
-        if signers is None:
-            wanted = state.root.signed.roles[role]
-            raise ConfigError(f"{wanted.threshold} key(s) of the role {role} are needed in {self.keys} (ids "
-                              f"{', '.join(keyid[:12] for keyid in wanted.keyids)}); bring them and try again")
+        content.signed.expires = self._expiry(role, now)
+        wanted = state.root.signed.roles[role]
+        if (signers := self.ring.usable(role, wanted)) is None:
+            raise self.ring.missing(role, wanted)
         content.signatures.clear()
         for signer in signers:
             content.sign(signer, append=True)
         return content.to_bytes(_SERIALIZER)
 
-    def _write_root(self, state: State, root: Metadata[Root]) -> bytes:
+    def _write_root(self, before: Metadata[Root], root: Metadata[Root]) -> bytes:
         """Sign a root by the keys it names and by those of the root before it, write it and return it."""
-        signers = {signer.public_key.keyid: signer for signer in self._signers(Root.type)}
+        signers = {signer.public_key.keyid: signer for signer in self.ring.signers(Root.type)}
         root.signatures.clear()
         for signer in signers.values():
-            named = {*state.root.signed.roles[Root.type].keyids, *root.signed.roles[Root.type].keyids}
+            named = {*before.signed.roles[Root.type].keyids, *root.signed.roles[Root.type].keyids}
             if signer.public_key.keyid in named:
                 root.sign(signer, append=True)
         data = root.to_bytes(_SERIALIZER)
-        for keeper in (state.root.signed, root.signed):
+        for keeper in (before.signed, root.signed):
             try:
                 keeper.verify_delegate(Root.type, root.signed_bytes, root.signatures)
             except UnsignedMetadataError as error:
-                wanted = keeper.roles[Root.type].threshold
-                raise ConfigError(f"{wanted} root key(s) are needed in {self.keys} to sign a new root; bring the old "
-                                  "ones and the new ones") from error
+                raise self.ring.missing(Root.type, keeper.roles[Root.type]) from error
         self._write(f"{root.signed.version}.root.json", data)
         return data
 
@@ -280,39 +309,19 @@ class Catalogue:
         newest = {Targets.type: state.targets.signed.version, Snapshot.type: state.snapshot.signed.version}
         for path in list(self._metadata.iterdir()):
             match = _VERSIONED.fullmatch(path.name)
-            if match and match[2] in newest and int(match[1]) <= newest[match[2]] - KEPT_VERSIONS:
+            old = match and match[2] in newest and int(match[1]) <= newest[match[2]] - KEPT_VERSIONS
+            if old or path.name.startswith("."):  # what a publisher that was killed left; only one is alive, this one
                 path.unlink(missing_ok=True)
 
     # -- steps of reading -----------------------------------------------------------------------------------------
 
-    def _signers(self, role: str) -> list[CryptoSigner]:
-        paths = [self.keys / f"{role}.pem", *sorted(self.keys.glob(f"{role}.*.pem"))]
-        return [load_signer(path) for path in paths if path.exists()]
-
-    def _usable(self, state: State, role: str) -> list[CryptoSigner] | None:
-        """Return the signers of a role, or None when fewer than its threshold are here."""
-        wanted = state.root.signed.roles[role]
-        found = {signer.public_key.keyid: signer for signer in self._signers(role)}
-        signers = [found[keyid] for keyid in wanted.keyids if keyid in found]
-        return signers if len(signers) >= wanted.threshold else None
+    def _expiry(self, role: str, now: float) -> datetime:
+        return (_when(now) + timedelta(seconds=self._lifetimes_s[role])).replace(microsecond=0)
 
     @staticmethod
     def _is_due(state: State, found: Metadata[_Role], now: float) -> bool:
         role = found.signed.type
         return role in state.unfinished or found.signed.is_expired(_when(now + RENEW_S[role]))
-
-    def _next_key(self, role: str) -> Path:
-        """Return where the key of a role waits until everything is signed with it."""
-        return self.keys / f"{role}.next.pem"
-
-    def _replace_key(self, role: str) -> None:
-        self._next_key(role).replace(self.keys / f"{role}.pem")
-        sync_folder(self.keys)
-
-    def _rotating(self, root: Root) -> list[str]:
-        """Return the roles whose rotation was cut short after `root` named the new key."""
-        return [role for role in ROLES if os.access(path := self._next_key(role), os.R_OK)
-                and load_signer(path).public_key.keyid in root.roles[role].keyids]
 
     def _roots(self) -> list[bytes]:
         versions = [int(match[1]) for path in self._metadata.glob("*.root.json")
@@ -340,7 +349,7 @@ class Catalogue:
     def _load(self, changing: Collection[str] = ()) -> State:
         """Return what was published last, checked as a host would: nothing else may ever be signed anew."""
         chain = metadata.roots(self._roots())
-        return metadata.load(chain, self._read, {*changing, *self._rotating(chain[-1].signed)})
+        return metadata.load(chain, self._read, {*changing, *self.ring.rotating(chain[-1].signed)})
 
     def _read(self, name: str) -> bytes:
         try:
@@ -385,10 +394,6 @@ def _remedy(target_path: str) -> str:
 
 def _when(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _expiry(role: str, now: float) -> datetime:
-    return (_when(now) + timedelta(seconds=LIFETIME_S[role])).replace(microsecond=0)
 
 
 def _meta(version: int, data: bytes) -> MetaFile:

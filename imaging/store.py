@@ -2,7 +2,7 @@
 
 Publishing order: blobs (written aside, synced, renamed), then `index.json` (replaced by a rename). A crash, a kill
 or a full disk in between leaves blobs that nothing names and the old `index.json`. Writers exclude each other by a
-lock on `.lock`; readers need none. OCI image-spec 1.1, "Image Layout".
+lock on `.lock`; readers need none. Only imaging.garbage takes anything out again. OCI image-spec 1.1, "Image Layout".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,18 @@ class Store:
         """Whether the blob is there (whole: blobs only appear whole)."""
         return self.blob_path(digest).is_file()
 
+    def blobs(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield every blob's digest and status; its mtime is when a writer last stored or claimed it."""
+        with os.scandir(self.path / "blobs" / "sha256") as found:
+            for item in found:
+                if hex_of(digest := f"sha256:{item.name}") is not None:
+                    yield digest, item.stat(follow_symlinks=False)
+
+    def unnamed(self) -> list[str]:
+        """Return the digests that index.json lists without a ref, as other tools may."""
+        found = map(self._descriptor, self._manifests())
+        return [one.digest for one in found if REF_NAME not in one.annotations]
+
     def read_json_blob(self, digest: str) -> bytes:
         """Return a small blob, checked against its digest."""
         path = self.blob_path(digest)
@@ -86,6 +98,13 @@ class Store:
             command = "recovery" if ref.startswith("recovery/") else "image"
             raise NotFoundError(f"{ref!r} is not in the store {self.path}; `reroot {command} list` shows what is")
         return self.read_json_blob(descriptor.digest)
+
+    def complete(self, ref: str) -> str:
+        """Return the ref that `ref` means: itself, or the only one that goes on with /ARCH; raises UsageError."""
+        found = [other for other in self.refs() if other == ref or other.rpartition("/")[0] == ref]
+        if len(found) > 1 and ref not in found:
+            raise UsageError(f"{ref!r} is there as {' and '.join(found)}; say which")
+        return ref if ref in found or not found else found[0]
 
     def _descriptor(self, item: Mapping[str, object]) -> Descriptor:
         digest, size, kind, notes = (item.get(key) for key in ("digest", "size", "mediaType", "annotations"))
@@ -127,7 +146,7 @@ class Store:
             make_folder(self.path / ".incoming")
             if not (self.path / "oci-layout").exists():
                 write_file(self.path / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}\n')
-            with self._locked():
+            with self.locked():
                 if not (self.path / "index.json").exists():
                     if any((self.path / "blobs" / "sha256").iterdir()):
                         raise self._lost()
@@ -136,11 +155,21 @@ class Store:
     def add_bytes(self, data: bytes) -> str:
         """Store a small blob and return its digest; it is durable then."""
         digest = sha256(data)
-        if not self.has(digest):
+        if not self.claim(digest):
             with self.incoming() as blob:
                 blob.stream.write(data)
                 blob.keep(digest)
         return digest
+
+    def claim(self, digest: str) -> bool:
+        """Whether the blob is there; it counts as new then, so that nobody collects it before it is named."""
+        path = self.blob_path(digest)
+        if not path.is_file():
+            return False
+        with self._disk(), self.locked():  # a collection that is under way has to end first
+            with suppress(PermissionError, FileNotFoundError):  # another user's; put_manifest looks again
+                os.utime(path)
+            return path.is_file()
 
     @contextmanager
     def incoming(self) -> Iterator[Incoming]:
@@ -150,7 +179,7 @@ class Store:
         """
         self.create()
         with self._disk():
-            with self._locked():  # or another writer's sweep could find the file before this one has locked it
+            with self.locked():  # or another writer's sweep could find the file before this one has locked it
                 self._sweep()
                 handle, name = tempfile.mkstemp(dir=self.path / ".incoming")
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -166,19 +195,25 @@ class Store:
     ) -> str:
         """Publish a manifest whose blobs are all stored under `ref`, and return its digest.
 
-        Publishing the same again changes nothing. Raises RefusedError when the ref names other content.
+        Publishing the same again changes nothing. Raises RefusedError when the ref names other content, NotFoundError
+        when a blob that the manifest names is not in the store.
         """
         if not _REF.fullmatch(ref) or len(ref) > 255:
             raise UsageError(f"{ref!r} can't name a release; use letters and digits joined by single . _ - + or /")
         self.create()
         digest = self.add_bytes(manifest)
-        with self._disk(), self._locked():
+        with self._disk(), self.locked():
             there = self.refs().get(ref)
             if there is not None and there.digest == digest:
                 return digest
+            for part in (digest, *_parts(manifest)):
+                if not self.has(part):  # collected meanwhile, or never stored
+                    raise NotFoundError(f"{ref} was not published: its part {part[:19]}… is not in the store; do the "
+                                        "same again")
             if there is not None:
                 raise RefusedError(f"{ref} is published already with other content ({there.digest[:19]}…), and "
                                    "releases never change; choose a new version")
+            sync_folder(self.path / "blobs" / "sha256")  # a blob that was there may be of a writer that died too early
             entry: dict[str, object] = {
                 "mediaType": media_type, "digest": digest, "size": len(manifest),
                 "annotations": {**(annotations or {}), REF_NAME: ref},
@@ -186,12 +221,19 @@ class Store:
             self._write_index([*self._manifests(), entry])
         return digest
 
+    def forget(self, refs: Collection[str]) -> None:
+        """Take `refs` out of index.json; their blobs stay. The caller is inside `locked`."""
+        kept = [item for item in self._manifests() if self._descriptor(item).annotations.get(REF_NAME) not in refs]
+        with self._disk():
+            self._write_index(kept)
+
     def _write_index(self, manifests: list[dict[str, object]]) -> None:
         value = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
         write_file(self.path / "index.json", json.dumps(value, sort_keys=True).encode())
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Exclude other writers for the block; not to be nested."""
         with (self.path / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -221,5 +263,16 @@ class Incoming:
         self.stream.flush()
         os.fchmod(self.stream.fileno(), 0o644)
         os.fsync(self.stream.fileno())
-        self.path.rename(target)
+        with self._store.locked():  # or a collection that has looked at an older one would take this
+            self.path.rename(target)
         sync_folder(target.parent)
+
+
+def _parts(manifest: bytes) -> list[str]:
+    """Return the digests of the config and layers that a manifest names; none for what is no image manifest."""
+    try:
+        value = json.loads(manifest)
+        named = [value["config"], *value["layers"]]
+        return [part["digest"] for part in named if hex_of(part["digest"]) is not None]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []

@@ -11,8 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 from servers import Server
 
+from imaging.audit import audit
+from imaging.registry import Place, Registry
 from imaging.release import Release
 from imaging.store import Store
+from imaging.transfer import receive
 from imaging.trusted import TrustedCatalogue
 from plumbing.http import Client
 
@@ -24,6 +27,13 @@ def base(request: pytest.FixtureRequest, server: Server) -> str:
 
 def release_of(server: Server) -> Release:
     return Release.parse(Store(server.site.store).manifest("debian/13.1/amd64"))
+
+
+def test_another_site_pulls_a_release(server: Server, base: str, tmp_path: Path) -> None:
+    release, other = release_of(server), Store(tmp_path / "other")
+    got = receive(other, Registry(Place.parse(f"{base}/debian")), "13.1-amd64")
+    assert got.release == release
+    assert audit(other, release.ref).release == release
 
 
 def test_blob_whole_head_and_ranges(server: Server, base: str) -> None:

@@ -166,6 +166,27 @@ def test_killed_before_every_durable_step(tmp_path: Path) -> None:
     assert outcomes == sorted(outcomes) and 5 < len(outcomes) < 60
 
 
+def test_a_blob_of_a_killed_writer_is_durable_before_it_is_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It died between the blob's rename and the sync of its folder; the next writer finds the blob there."""
+    store, synced = Store(tmp_path), list[str]()
+
+    def killed(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    store.create()
+    with monkeypatch.context() as patch:
+        patch.setattr("imaging.store.sync_folder", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                store.put_manifest("a/1/amd64", b"one")
+    assert store.has(sha256(b"one")) and store.refs() == {}
+    monkeypatch.setattr("imaging.store.sync_folder", lambda folder: synced.append(folder.name))
+    monkeypatch.setattr(store, "_write_index", lambda _: synced.append("index"))
+    store.put_manifest("a/1/amd64", b"one")
+    assert synced == ["sha256", "index"]
+
+
 def test_full_disk_at_the_last_step_keeps_the_old_index(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put_manifest("a/1/amd64", b"one")
