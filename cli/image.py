@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console
+from cli import console, delta
 from cli.admin import SITE, SiteOption
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from imaging.release import Release
     from imaging.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify.")
+app = typer.Typer(no_args_is_help=True, help="Releases: build, list, show, verify; deltas between them.")
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
+
+app.command(name="delta")(delta.make)
+app.command(name="apply-delta")(delta.apply)
 
 
 @app.command()
