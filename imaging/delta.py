@@ -201,7 +201,7 @@ def _contents(columns: dict[str, object]) -> list[Content]:
 
 
 def _check(delta: Delta) -> None:
-    """Raise CorruptError unless runs and extents stay inside what they are of, and extents ascend without overlap."""
+    """Raise CorruptError unless runs and extents stay inside what they are of, and no extent lies over another."""
     for number, one in enumerate(delta.frames):
         if sum(run.length for run in one.runs) > DICTIONARY_BYTES:
             raise bad("a dictionary is too long")
@@ -213,16 +213,17 @@ def _check(delta: Delta) -> None:
                     raise bad("a dictionary is of a frame that is not unpacked by itself before")
                 if run.offset + run.length > delta.frames[run.row].frame.raw_length:
                     raise bad("a dictionary goes beyond the end of its frame")
-    at, last = (0, 0), -1
+    last = -1
     for content in delta.contents:
         if content.row <= last or not content.extents:
             raise bad("contents are not in the order of the files, or one is empty")
         last = content.row
-        for extent in content.extents:
-            if extent.frame >= len(delta.frames) or (extent.frame, extent.offset) < at or extent.length < 1 \
-                    or extent.offset + extent.length > delta.frames[extent.frame].frame.raw_length:
-                raise bad("an extent lies outside its frame or over another")
-            at = (extent.frame, extent.offset + extent.length)
+    at = (0, 0)
+    for extent in sorted(extent for content in delta.contents for extent in content.extents):
+        if extent.frame >= len(delta.frames) or (extent.frame, extent.offset) < at or extent.length < 1 \
+                or extent.offset + extent.length > delta.frames[extent.frame].frame.raw_length:
+            raise bad("an extent lies outside its frame or over another")
+        at = (extent.frame, extent.offset + extent.length)
 
 
 def _base64(data: bytes) -> str:

@@ -25,9 +25,10 @@ from imaging.entry import Entry, Extent, Progress, printable
 from imaging.file_contents import FileContents, FrameGiver, Kept, LayerContents, Payloads, unpacked
 from imaging.folders import Folders
 from imaging.index import Frame, Index
+from imaging.packer import Packer, program_rows
 from imaging.restore import RestoreReport, restore
 from imaging.verify import compare
-from plumbing.errors import CorruptError, NotFoundError
+from plumbing.errors import CorruptError, NetworkError, NotFoundError
 
 PIECE = 4 << 20
 """How much of the old content one made-up frame copies, in bytes."""
@@ -101,7 +102,8 @@ class Applied:
         self._made = {self._files[content.row].digest: content for content in head.contents}
         self._unpacked = Kept(_KEPT_FRAMES, self._unpack)
         self._lock = threading.Lock()
-        self._packing = threading.Lock()
+        self._packing, self._starting = threading.Lock(), threading.Lock()
+        self._packer: Packer | None = None
         self._spools: dict[int, int] = {}
         self._sound: dict[int, bool] = {}
         self._taken = Taken()
@@ -114,9 +116,9 @@ class Applied:
     def _lay_out(self, new: Index) -> Index:
         """Give every content a place in made-up frames: what takes long first, then the delta's, then copies."""
         extents: dict[bytes, tuple[Extent, ...]] = {}
-        spooled = [content for content in self._head.contents if content.recipe and len(content.extents) > 1]
-        for content in spooled:
-            extents[self._files[content.row].digest] = self._pieces(content.row)
+        spooled = [content.row for content in self._head.contents if content.recipe and len(content.extents) > 1]
+        first = {row: self._put(self._new_frame(), self._piece(row, 0)) for row in spooled}
+        extents.update((self._files[row].digest, ()) for row in spooled)
         by_frame: dict[int, int] = {}
         for content in self._head.contents:
             entry = self._files[content.row]
@@ -141,15 +143,20 @@ class Applied:
             if group < 0 or self._length(group) + entry.size > PIECE:
                 group = self._new_frame()
             extents[entry.digest] = (self._put(group, _Part(row, 0, entry.size, True)),)
+        for row in spooled:  # what one worker packs the others must not wait for
+            extents[self._files[row].digest] = (first[row], *self._pieces(row, PIECE))
         frames = tuple(Frame(number, 1, self._length(number), b"") for number in range(len(self._parts)))
         entries = tuple(replace(entry, extents=extents[entry.digest]) if entry.is_file and entry.size else entry
                         for entry in new.entries)
         return Index(entries, frames)
 
-    def _pieces(self, row: int) -> tuple[Extent, ...]:
+    def _pieces(self, row: int, start: int = 0) -> tuple[Extent, ...]:
+        return tuple(self._put(self._new_frame(), self._piece(row, at))
+                     for at in range(start, self._files[row].size, PIECE))
+
+    def _piece(self, row: int, start: int) -> _Part:
         size = self._files[row].size
-        return tuple(self._put(self._new_frame(), _Part(row, start, min(PIECE, size - start), size <= PIECE))
-                     for start in range(0, size, PIECE))
+        return _Part(row, start, min(PIECE, size - start), size <= PIECE)
 
     def _new_frame(self) -> int:
         self._parts.append([])
@@ -191,6 +198,8 @@ class Applied:
         for handle in self._spools.values():
             os.close(handle)
         self._spools.clear()
+        if self._packer is not None:
+            self._packer.close()
 
     def _bytes(self, part: _Part) -> bytes:
         """Return one part, checked; from the full release when the delta or the old content doesn't give it right."""
@@ -200,7 +209,7 @@ class Applied:
             data = self._copy(entry, part) if content is None else self._make(content, entry, part)
             if len(data) != part.length or (part.whole and blake3(data).digest() != entry.digest):
                 raise CorruptError(f"/{printable(entry.path)} is not as the release has it")
-        except (CorruptError, NotFoundError):
+        except (CorruptError, NotFoundError, NetworkError):
             data = self._full.read(part.row, part.offset, part.length)
             if len(data) != part.length or (part.whole and blake3(data).digest() != entry.digest):
                 raise CorruptError(f"/{printable(entry.path)} of the full release is not what its index says; publish "
@@ -241,7 +250,7 @@ class Applied:
             handle = self._spool(content, entry)
             return os.pread(handle, part.length, part.offset)
         if content.recipe:
-            return _packed(self._payload(content), content.recipe)
+            return b"".join(self._packed(content))
         place = 0
         for extent in content.extents:
             if place == part.offset:
@@ -249,27 +258,40 @@ class Applied:
             place += extent.length
         raise AssertionError("a part begins where no extent does")
 
-    def _payload(self, content: Content) -> bytes:
-        return b"".join(self._unpacked.get(extent.frame)[extent.offset:extent.offset + extent.length]
-                        for extent in content.extents)
+    def _packed(self, content: Content) -> Iterable[bytes]:
+        """Yield what a recipe makes of a payload; raises CorruptError when nothing here can follow it."""
+        payload = (self._unpacked.get(extent.frame)[extent.offset:extent.offset + extent.length]
+                   for extent in content.extents)
+        if not repack.is_recipe(content.recipe):
+            raise delta.bad("it has a recipe that this reroot does not know")
+        if content.recipe[0] == repack.ZLIB:
+            return repack.pack_pieces(payload, content.recipe)
+        return self._program().pack(payload, content.recipe[1], bytes(content.recipe[3:]))
+
+    def _program(self) -> Packer:
+        with self._starting:
+            if self._packer is None:
+                rows = program_rows(self._files)
+                if rows is None:
+                    raise delta.bad("it needs a gzip that the new release does not have")
+                self._packer = Packer({name: self._bytes(_Part(row, 0, self._files[row].size, True))
+                                       for name, row in rows.items()})
+            return self._packer
 
     def _spool(self, content: Content, entry: Entry) -> int:
         """Pack a long payload again into a file without a name, once, and return it; raises CorruptError."""
         with self._packing:
             if content.row not in self._spools:
+                # nothing to read until it is made, and for good when it can't be
+                self._spools[content.row] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
                 with tempfile.TemporaryFile(dir=self._scratch) as stream:
                     summed = blake3()
-                    pieces = (self._unpacked.get(extent.frame)[extent.offset:extent.offset + extent.length]
-                              for extent in content.extents)
-                    for piece in _packed_pieces(pieces, content.recipe):
+                    for piece in self._packed(content):
                         summed.update(piece)
                         stream.write(piece)
                     stream.flush()
                     if summed.digest() == entry.digest:
-                        self._spools[content.row] = os.dup(stream.fileno())
-            if content.row not in self._spools:
-                # whoever asks again finds it too short again
-                self._spools[content.row] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                        os.dup2(stream.fileno(), self._spools[content.row], inheritable=False)
             return self._spools[content.row]
 
     def _unpack(self, number: int) -> bytes:
@@ -287,20 +309,6 @@ class Applied:
         if blake3(data).digest() != one.raw_digest:
             raise CorruptError("a frame of the delta does not come out right: an old file is not as it was")
         return data
-
-
-def _packed(payload: bytes, recipe: tuple[int, ...]) -> bytes:
-    try:
-        return repack.pack(payload, recipe)
-    except ValueError as error:
-        raise delta.bad("it has a recipe that this reroot does not know") from error
-
-
-def _packed_pieces(payload: Iterable[bytes], recipe: tuple[int, ...]) -> Iterable[bytes]:
-    try:
-        yield from repack.pack_pieces(payload, recipe)
-    except ValueError as error:
-        raise delta.bad("it has a recipe that this reroot does not know") from error
 
 
 def stored(data: bytes) -> bytes:

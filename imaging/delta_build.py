@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import zstandard
 from blake3 import blake3
 
-from imaging import delta, delta_match, repack
+from imaging import cpio, delta, delta_match, repack
 from imaging.audit import load_index
 from imaging.delta import DICTIONARY_BYTES, FRAME_BYTES, Base, Content, Delta, DeltaFrame, Run, files
 from imaging.delta_index import to_lines
@@ -26,17 +27,22 @@ from imaging.entry import Entry, EntryType, Extent, Progress
 from imaging.fetch import FrameFetcher
 from imaging.file_contents import LayerContents, Payloads
 from imaging.index import Frame, Index
+from imaging.packer import Packer, program_rows
 from imaging.release import Release
 from imaging.sources import FileSource
 from imaging.store import Store
 from plumbing.digest import sha256
-from plumbing.errors import UsageError
+from plumbing.errors import CorruptError, UsageError
 
+LONGEST_PAYLOAD = 512 << 20
+"""A file that unpacks to more is not taken apart, in bytes: the builder has it in memory."""
+PROGRAM_BYTES = 16 << 10
+"""A gzip file that is shorter is not worth starting a program for, in bytes."""
 GROUP_BYTES = 1 << 20
 """Small files share a frame until it is as long, in bytes; larger ones have frames of their own."""
 LEVEL, HARD_LEVEL = 9, 19
 """zstd levels: for what a dictionary makes short anyway, and for what it does not."""
-HARD = 4
+HARD = 24
 """A frame that becomes longer than one HARDth of what it was is worth HARD_LEVEL."""
 
 
@@ -90,9 +96,10 @@ def build(
         before, after = (load_index(store, release) for release in (old, new))
         work = _Build(before, after, *(LayerContents(index, FrameFetcher([source]))
                                        for index, source in zip((before, after), sources, strict=True)))
-        with store.incoming() as blob:
+        with ExitStack() as opened, store.incoming() as blob:
             summed = hashlib.sha256()
             frames, at = list[DeltaFrame](), 0
+            opened.callback(work.close)
             jobs, contents = work.plan()
             total, done = sum(job.length for job in jobs), 0
             for packed, runs in work.packed(jobs, threads):
@@ -128,15 +135,25 @@ class _Build:
         self._old_layer, self._new_layer = old_layer, new_layer
         self._old_files, self._new_files = files(old), files(new)
         self._payloads = Payloads(old_layer, old)
+        self._long_payloads: dict[int, bytes] = {}
+        self._packer: Packer | None = None
+        rows = program_rows(self._new_files)
+        if rows is not None:
+            self._packer = Packer({name: new_layer.read(row, 0, self._new_files[row].size)
+                                   for name, row in rows.items()})
 
     def plan(self) -> tuple[list[_Job], tuple[Content, ...]]:
         """Return the frames to be packed and the contents they will hold."""
         rows = self._needed()
         likes = self._likes(rows)
         jobs, contents, group = list[_Job](), list[Content](), _Job()
+        later = list[tuple[int, int, tuple[int, ...]]]()
         for row in rows:
             entry = self._new_files[row]
             taken = self._payload(entry, row)
+            if taken and taken[0] > FRAME_BYTES:
+                later.append((row, *taken))
+                continue
             size = taken[0] if taken else entry.size
             runs = self._bases(likes.get(row), bool(taken))
             if size >= GROUP_BYTES:
@@ -159,7 +176,19 @@ class _Build:
                 group.runs += [run for run in _window(runs, 0, size) if run not in group.runs]
                 group.length += size
             contents.append(Content(row, extents, taken[1] if taken else ()))
-        return [*jobs, *([group] if group.length else [])], tuple(contents)
+        jobs += [group] if group.length else []
+        places = {self._new_files[content.row].digest: content for content in contents}
+        for row, size, recipe in later:
+            first = len(jobs)
+            jobs += self._archive(row, size, places)
+            extents = tuple(Extent(first + number, 0, job.length) for number, job in enumerate(jobs[first:]))
+            contents.append(Content(row, extents, recipe))
+        return jobs, tuple(sorted(contents, key=lambda content: content.row))
+
+    def close(self) -> None:
+        """Remove what was needed to prove recipes."""
+        if self._packer is not None:
+            self._packer.close()
 
     def packed(self, jobs: list[_Job], workers: int) -> Iterator[tuple[_Packed, tuple[Run, ...]]]:
         """Yield the frame of the index and that of every job, in order."""
@@ -171,7 +200,7 @@ class _Build:
                     if len(waiting) > 4 * workers:
                         future, runs = waiting.popleft()
                         yield future.result(), runs
-                    waiting.append((pool.submit(self._pack, job), tuple(job.runs)))
+                    waiting.append((pool.submit(self._pack, job, jobs), tuple(job.runs)))
                 while waiting:
                     future, runs = waiting.popleft()
                     yield future.result(), runs
@@ -209,10 +238,51 @@ class _Build:
 
     def _payload(self, entry: Entry, row: int) -> tuple[int, tuple[int, ...]] | None:
         """Return the length of a gzip file's payload and the recipe that was proven, if there is one."""
-        if entry.size > FRAME_BYTES or entry.size < 18 or self._new_layer.read(row, 0, 3) != b"\x1f\x8b\x08":
+        if not 18 <= entry.size <= LONGEST_PAYLOAD or self._new_layer.read(row, 0, 3) != b"\x1f\x8b\x08":
             return None
-        found = repack.unpack(self._new_layer.read(row, 0, entry.size), FRAME_BYTES)
-        return (len(found[0]), found[1]) if found and found[0] else None
+        data = self._new_layer.read(row, 0, entry.size)
+        payload = repack.payload(data, LONGEST_PAYLOAD)
+        if not payload:
+            return None
+        found = repack.unpack(data, LONGEST_PAYLOAD)
+        recipe = found[1] if found else self._proven(data, payload)
+        if recipe and len(payload) > FRAME_BYTES:
+            self._long_payloads[row] = payload
+        return (len(payload), recipe) if recipe else None
+
+    def _proven(self, data: bytes, payload: bytes) -> tuple[int, ...] | None:
+        """Return the recipe by which the release's own gzip makes the file again, if it does here and now."""
+        level = repack.LEVELS.get(data[8])
+        if self._packer is None or level is None or len(data) < PROGRAM_BYTES:
+            return None
+        header = data[:repack.header_length(data)]
+        try:
+            made = b"".join(self._packer.pack([payload], level, header))
+        except CorruptError:  # of another architecture than this machine, say
+            return None
+        return (repack.PROGRAM, level, 1, *header) if made == data else None
+
+    def _archive(self, row: int, size: int, places: Mapping[bytes, Content]) -> list[_Job]:
+        """Return the frames of a long payload; what it holds of the release's own files are their dictionaries."""
+        payload = self._long_payloads[row]
+        old_rows = {entry.digest: row for row, entry in reversed(list(enumerate(self._old_files)))}
+        found = list[tuple[int, int, Run]]()
+        for _, start, length in cpio.members(payload):
+            digest = blake3(memoryview(payload)[start:start + length]).digest()
+            content = places.get(digest)
+            if digest in old_rows:
+                found.append((start, length, Run(Base.OLD, old_rows[digest], 0, length)))
+            elif content is not None and not content.recipe and len(content.extents) == 1:
+                extent = content.extents[0]
+                found.append((start, length, Run(Base.FRAME, extent.frame, extent.offset, length)))
+        jobs = list[_Job]()
+        for begin in range(0, size, FRAME_BYTES):
+            end = min(begin + FRAME_BYTES, size)
+            runs = [Run(run.base, run.row, run.offset + max(0, begin - start),
+                        min(end, start + length) - max(begin, start))
+                    for start, length, run in found if start < end and begin < start + length]
+            jobs.append(_Job([_Part(row, True, begin, end - begin)], runs, end - begin))
+        return jobs
 
     def _bases(self, like: int | None, payload: bool) -> list[Run]:
         """Return what a file's dictionary is: its like, whole, or what that unpacks to."""
@@ -230,9 +300,9 @@ class _Build:
     def _index(self) -> _Packed:
         return _pack(to_lines(self._new), to_lines(self._old), HARD_LEVEL)
 
-    def _pack(self, job: _Job) -> _Packed:
+    def _pack(self, job: _Job, jobs: Sequence[_Job]) -> _Packed:
         raw = b"".join(map(self._part, job.parts))
-        dictionary = b"".join(map(self._run, job.runs))
+        dictionary = b"".join(self._run(run, jobs) for run in job.runs)
         found = _pack(raw, dictionary, LEVEL)
         if len(found.data) * HARD > len(raw):
             found = min(found, _pack(raw, dictionary, HARD_LEVEL), key=lambda one: len(one.data))
@@ -242,10 +312,19 @@ class _Build:
         entry = self._new_files[part.row]
         if not part.payload:
             return self._new_layer.read(part.row, part.offset, part.length)
-        found = repack.payload(self._new_layer.read(part.row, 0, entry.size), FRAME_BYTES)
+        found = self._long_payloads.get(part.row) or repack.payload(
+            self._new_layer.read(part.row, 0, entry.size), FRAME_BYTES)
         return found[part.offset:part.offset + part.length]
 
-    def _run(self, run: Run) -> bytes:
+    def _run(self, run: Run, jobs: Sequence[_Job]) -> bytes:
+        if run.base is Base.FRAME:
+            at = 0
+            for part in jobs[run.row].parts:
+                if at == run.offset or at <= run.offset < at + part.length:
+                    inside = run.offset - at
+                    return self._part(_Part(part.row, part.payload, part.offset + inside, run.length))
+                at += part.length
+            raise AssertionError("a run begins where no file does")
         source = self._old_layer if run.base is Base.OLD else self._payloads
         return source.read(run.row, run.offset, run.length)
 

@@ -1,6 +1,6 @@
 """Gzip files taken apart and put together again, bit for bit, where that is proven. Pure.
 
-A recipe is a tuple of small numbers: kind, level and memory level of zlib's deflate, and the bytes of the gzip header.
+A recipe is a tuple of small numbers: kind, level, memory level of zlib's deflate, and the bytes of the gzip header.
 It is good when `pack` made the very bytes from the payload once: a recipe is tried before it is written down.
 RFC 1952 is the container, RFC 1951 the stream.
 """
@@ -11,11 +11,11 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-GZIP = 1
-"""The kind of a recipe: one gzip member, its deflate stream made by zlib."""
+ZLIB, PROGRAM = 1, 2
+"""Kinds of recipe: one gzip member, its deflate stream made by zlib, or by the gzip of the new release."""
 MAX_HEADER_BYTES = 128
-LEVELS = (9, 6, 1)
-"""The levels tried: what Debian's packages use, the default, the fastest."""
+LEVELS = {0: 6, 2: 9, 4: 1}
+"""The level that is tried, by what the header says of it (XFL): the default, the smallest, the fastest."""
 MEMORY_LEVELS = (8, 9)
 READ_BYTES = 256 << 10
 
@@ -44,13 +44,24 @@ def unpack(data: bytes, limit: int) -> tuple[bytes, tuple[int, ...]] | None:
     `limit`: the longest payload that is looked at, in bytes.
     """
     found = payload(data, limit)
-    header = data[:header_length(data)] if found else b""
-    for level in LEVELS:
-        for memory in MEMORY_LEVELS:
-            recipe = (GZIP, level, memory, *header)
-            if found and pack(found, recipe) == data:
+    if not found or data[8] not in LEVELS:
+        return None
+    for memory in MEMORY_LEVELS:
+        recipe = (ZLIB, LEVELS[data[8]], memory, *data[:header_length(data)])
+        at = 0
+        for piece in pack_pieces(_pieces(found), recipe):
+            if data[at:at + len(piece)] != piece:
+                break
+            at += len(piece)
+        else:
+            if at == len(data):
                 return found, recipe
     return None
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), READ_BYTES):
+        yield data[start:start + READ_BYTES]
 
 
 def payload(data: bytes, limit: int) -> bytes:
@@ -68,6 +79,12 @@ def payload_length(data: bytes, limit: int) -> int:
     return len(payload(data, limit))
 
 
+def is_recipe(recipe: tuple[int, ...]) -> bool:
+    """Whether a recipe is one that `pack`, or the release's gzip, can follow."""
+    return 13 <= len(recipe) <= 3 + MAX_HEADER_BYTES and recipe[0] in {ZLIB, PROGRAM} and 1 <= recipe[1] <= 9 \
+        and 1 <= recipe[2] <= 9
+
+
 def pack(content: bytes, recipe: tuple[int, ...]) -> bytes:
     """Return the file that a recipe makes of a payload, `content`; raises ValueError for a recipe that is none."""
     return b"".join(pack_pieces([content], recipe))
@@ -75,7 +92,7 @@ def pack(content: bytes, recipe: tuple[int, ...]) -> bytes:
 
 def pack_pieces(content: Iterable[bytes], recipe: tuple[int, ...]) -> Iterator[bytes]:
     """Yield the file that a recipe makes of a payload that is given in pieces; raises ValueError, see `pack`."""
-    if len(recipe) < 13 or recipe[0] != GZIP or not 1 <= recipe[1] <= 9 or not 1 <= recipe[2] <= 9:
+    if not is_recipe(recipe) or recipe[0] != ZLIB:
         raise ValueError("not a recipe")
     yield bytes(recipe[3:])
     stream = zlib.compressobj(recipe[1], zlib.DEFLATED, -15, recipe[2])

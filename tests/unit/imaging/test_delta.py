@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trees import describe, noise, rich_tree
 from imaging import delta, delta_apply, delta_build, repack
 from imaging.audit import load_index
 from imaging.capture import capture
+from imaging.cpio import members
 from imaging.delta import Base, Delta, Run
 from imaging.delta_index import from_lines, to_lines
 from imaging.delta_manifest import DeltaManifest
@@ -37,6 +38,7 @@ from imaging.sources import FileSource
 from imaging.store import Store
 from imaging.verify import verify
 from plumbing.errors import CorruptError, NetworkError, UsageError
+from plumbing.run import run
 
 
 class Pair:
@@ -298,7 +300,7 @@ def test_a_head_is_read_back_as_it_was(pair: Pair) -> None:
     delta.check(pair.head, pair.old_index, pair.new_index)
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[Any], object]] = {
     "another format": lambda v: v.update(format="tar"),
     "a newer version": lambda v: v.update(version=2),
     "no index": lambda v: v.update(index=[]),
@@ -422,7 +424,7 @@ def test_a_recipe_makes_the_same_file(data: bytes, level: int, memory: int) -> N
     if found is not None:
         assert found[0] == data and repack.pack(data, found[1]) == packed
     else:
-        assert level not in repack.LEVELS or memory not in repack.MEMORY_LEVELS or not data
+        assert level not in repack.LEVELS.values() or memory not in repack.MEMORY_LEVELS or not data
 
 
 @given(st.binary(max_size=300))
@@ -468,3 +470,101 @@ def test_a_captured_index_is_derived(tmp_path: Path) -> None:
     other = replace(made.index, entries=tuple(
         replace(one, digest=blake3(b"x").digest()) if one.path == b"same" else one for one in made.index.entries))
     assert from_lines(to_lines(other)) == other
+
+
+# -- gzip's own files ---------------------------------------------------------------------------------------------
+
+
+def cpio_archive(members: dict[str, bytes]) -> bytes:
+    parts = list[bytes]()
+    for name, data in {**members, "TRAILER!!!": b""}.items():
+        fields = (0, 0o100644, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        parts += [head, bytes(-len(head) % 4), data, bytes(-len(data) % 4)]
+    return b"".join(parts)
+
+
+def gzipped_by_program(data: bytes, *options: str) -> bytes:
+    return run(["gzip", *options], stdin=data).stdout
+
+
+def with_gzip(top: Path) -> Path:
+    """Put this machine's gzip into a tree, as Debian has it."""
+    for place in ("usr/bin/gzip", "lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6"):
+        (top / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path("/", place).resolve(), top / place)
+    return top
+
+
+def modules(version: int) -> dict[str, bytes]:
+    return {f"module{number}.ko": noise(100 + number, 150_000) + words(version, 3000) for number in range(12)}
+
+
+@pytest.fixture(scope="module")
+def booting(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two systems with an initramfs of several frames that holds their modules, and a long changelog, made by gzip."""
+    folder = tmp_path_factory.mktemp("booting")
+    for name, version in (("old", 1), ("new", 2)):
+        top = with_gzip(folder / name)
+        for path, data in modules(version).items():
+            (top / "usr/lib/modules").mkdir(parents=True, exist_ok=True)
+            (top / "usr/lib/modules" / path).write_bytes(data)
+        (top / "boot").mkdir()
+        archive = cpio_archive({**modules(version), "init": b"#!/bin/sh\n" * version})
+        (top / f"boot/initrd.img-{version}").write_bytes(gzipped_by_program(archive))
+        (top / "changelog.gz").write_bytes(gzipped_by_program(b"%d" % version + words(9, 600_000), "-9n"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repack, "MEMORY_LEVELS", ())  # zlib makes it of none of them
+        return Pair(folder, folder / "old", folder / "new")
+
+
+def test_what_gzip_made_costs_nothing(booting: Pair, tmp_path: Path) -> None:
+    recipes = {content.recipe[:2] for content in booting.head.contents if content.recipe}
+    assert recipes == {(repack.PROGRAM, 6), (repack.PROGRAM, 9)}
+    assert any(run.base is Base.FRAME for frame in booting.head.frames for run in frame.runs)
+    assert booting.manifest.blob_size < 60_000, "an initramfs of 1.8 MB of noise is made of the modules"
+    taken = booting.apply(tmp_path / "target", full=Nothing(), scratch=tmp_path)
+    assert verify(booting.new_index, tmp_path / "target") == [] and taken.missed == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"], "nothing is left behind"
+
+
+def test_a_gzip_that_makes_other_bytes(booting: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or none, or that does not start, or never ends: the files come from the full release."""
+    from imaging import packer
+
+    scripts = {
+        "other": b"#!/bin/sh\nexec /usr/bin/gzip -1n\n", "nothing": b"#!/bin/sh\n",
+        "fails": b"#!/bin/sh\ncat; exit 3\n", "is none": b"not a program", "hangs": b"#!/bin/sh\nexec sleep 1000\n"}
+    monkeypatch.setattr(packer, "PATIENCE_S", 0.3)
+    real = packer.Packer.__init__
+    for name, script in scripts.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(packer.Packer, "__init__",
+                          lambda self, parts, script=script: real(self, {**parts, "loader": script}))
+            taken = booting.apply(tmp_path / name)
+        assert verify(booting.new_index, tmp_path / name) == []
+        assert taken.missed == ("/boot/initrd.img-2", "/changelog.gz")
+
+
+def test_a_living_root_s_gzip_is_never_run(booting: Pair, tmp_path: Path) -> None:
+    shutil.copytree(booting.old_tree, tmp_path / "old")
+    (tmp_path / "old/usr/bin/gzip").write_bytes(b"#!/bin/sh\ntouch %s/ran\n" % os.fsencode(tmp_path))
+    taken = booting.apply(tmp_path / "target", TreeContents(tmp_path / "old", booting.old_index))
+    assert verify(booting.new_index, tmp_path / "target") == []
+    assert taken.missed == ("/usr/bin/gzip",)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_members_of_an_archive() -> None:
+    archive = cpio_archive({"a": b"one", "lib/b": b"", "c": b"four"})
+    both = archive + bytes(300) + archive
+    assert [(name, both[at:at + size]) for name, at, size in members(both)] == [
+        (b"a", b"one"), (b"c", b"four")] * 2
+    assert list(members(b"070701" + b"z" * 200)) == []
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_members_stay_inside(junk: bytes, place: int) -> None:
+    archive = cpio_archive({"a": b"one", "b": b"four" * 20})
+    data = archive[:place] + junk + archive[place + len(junk):]
+    assert all(start > 0 and start + size <= len(data) for _, start, size in members(data))
