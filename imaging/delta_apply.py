@@ -12,7 +12,7 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -250,7 +250,7 @@ class Applied:
             handle = self._spool(content, entry)
             return os.pread(handle, part.length, part.offset)
         if content.recipe:
-            return b"".join(self._packed(content))
+            return b"".join(_up_to(entry.size, self._packed(content)))
         place = 0
         for extent in content.extents:
             if place == part.offset:
@@ -286,7 +286,7 @@ class Applied:
                 self._spools[content.row] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
                 with tempfile.TemporaryFile(dir=self._scratch) as stream:
                     summed = blake3()
-                    for piece in self._packed(content):
+                    for piece in _up_to(entry.size, self._packed(content)):
                         summed.update(piece)
                         stream.write(piece)
                     stream.flush()
@@ -309,6 +309,15 @@ class Applied:
         if blake3(data).digest() != one.raw_digest:
             raise CorruptError("a frame of the delta does not come out right: an old file is not as it was")
         return data
+
+
+def _up_to(size: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces of at most `size` bytes together; raises CorruptError at the first byte more."""
+    for piece in pieces:
+        size -= len(piece)
+        if size < 0:
+            raise CorruptError("what is packed again becomes longer than the file was")
+        yield piece
 
 
 def stored(data: bytes) -> bytes:

@@ -534,7 +534,8 @@ def test_a_gzip_that_makes_other_bytes(booting: Pair, tmp_path: Path, monkeypatc
 
     scripts = {
         "other": b"#!/bin/sh\nexec /usr/bin/gzip -1n\n", "nothing": b"#!/bin/sh\n",
-        "fails": b"#!/bin/sh\ncat; exit 3\n", "is none": b"not a program", "hangs": b"#!/bin/sh\nexec sleep 1000\n"}
+        "fails": b"#!/bin/sh\ncat; exit 3\n", "is none": b"not a program", "hangs": b"#!/bin/sh\nexec sleep 1000\n",
+        "never ends": b"#!/bin/sh\nprintf '\\037\\213\\010\\0\\0\\0\\0\\0\\0\\3'; exec cat /dev/zero\n"}
     monkeypatch.setattr(packer, "PATIENCE_S", 0.3)
     real = packer.Packer.__init__
     for name, script in scripts.items():
@@ -568,3 +569,10 @@ def test_members_stay_inside(junk: bytes, place: int) -> None:
     archive = cpio_archive({"a": b"one", "b": b"four" * 20})
     data = archive[:place] + junk + archive[place + len(junk):]
     assert all(start > 0 and start + size <= len(data) for _, start, size in members(data))
+
+
+def test_what_becomes_too_long_is_stopped() -> None:
+    pieces = iter([b"four", b"four", b"four"])
+    with pytest.raises(CorruptError, match="longer than the file was"):
+        list(delta_apply._up_to(7, pieces))
+    assert next(pieces) == b"four", "nothing more was asked for"
