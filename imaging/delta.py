@@ -26,8 +26,8 @@ FRAME_BYTES = 8 << 20
 """The largest frame, in bytes before compression."""
 DICTIONARY_BYTES = 24 << 20
 """The longest dictionary, in bytes: two workers, each with a dictionary, its copy and a frame, stay below 192 MiB."""
-PAYLOAD_BYTES = 1 << 32
-"""The longest payload that is packed again, in bytes."""
+
+_BIG = (1 << 63) - 1
 
 
 class Base(IntEnum):
@@ -173,7 +173,7 @@ def _frames(columns: dict[str, object], start: int) -> tuple[DeltaFrame, ...]:
     found: list[DeltaFrame] = []
     for length, raw, digest, raw_digest, runs in zip(
             lengths, raws, digests, raw_digests, _list(columns.get("runs"), "runs", count), strict=True):
-        numbers = _numbers(runs, "runs", 0, PAYLOAD_BYTES)
+        numbers = _numbers(runs, "runs", 0, _BIG)
         if len(numbers) % 4 or not set(numbers[::4]) <= set(Base):
             raise bad("a dictionary is not written as base, row, offset, length")
         found.append(DeltaFrame(Frame(start, length, raw, digest), raw_digest, tuple(
@@ -192,7 +192,7 @@ def _contents(columns: dict[str, object]) -> list[Content]:
         recipes[item[0]] = tuple(_numbers(item[1], "recipe", 0, 255))
     found: list[Content] = []
     for place, (row, extents) in enumerate(zip(rows, _list(columns.get("extents"), "extents", len(rows)), strict=True)):
-        numbers = _numbers(extents, "extents", 0, PAYLOAD_BYTES)
+        numbers = _numbers(extents, "extents", 0, _BIG)
         if len(numbers) % 3:
             raise bad("an extent is not written as frame, offset, length")
         found.append(Content(row, tuple(map(Extent._make, zip(*[iter(numbers)] * 3, strict=True))),

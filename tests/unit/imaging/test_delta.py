@@ -576,3 +576,21 @@ def test_what_becomes_too_long_is_stopped() -> None:
     with pytest.raises(CorruptError, match="longer than the file was"):
         list(delta_apply._up_to(7, pieces))
     assert next(pieces) == b"four", "nothing more was asked for"
+
+
+@pytest.mark.parametrize("size", [(1 << 31) + 1, (1 << 32) + 1, 1 << 40])
+def test_old_files_beyond_four_gigabytes(pair: Pair, size: int) -> None:
+    """A run is as far into a file as the file is long, and not a byte further."""
+    first, *others = pair.head.frames
+    row = next(row for row, one in enumerate(delta.files(pair.old_index)) if one.path == b"bin/huge")
+    old = replace(pair.old_index, entries=tuple(
+        replace(one, size=size) if one.path == b"bin/huge" else one for one in pair.old_index.entries))
+    for offset, good in ((size - 10, True), (size - 9, False)):
+        head = replace(pair.head, frames=(replace(first, runs=(Run(Base.OLD, row, offset, 10),)), *others))
+        again = delta.decode(delta.encode(head))
+        assert again == head
+        if good:
+            delta.check(again, old, pair.new_index)
+        else:
+            with pytest.raises(CorruptError, match="beyond the end of its file"):
+                delta.check(again, old, pair.new_index)
