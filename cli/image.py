@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console, image_gc, image_transfer
+from cli import console, image_delta, image_gc, image_transfer
 from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from cli.progress import Report
 from plumbing import clock
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Releases: build, list, show, verify, push, pull, export, import, gc; what is left out.")
+    help="Releases: build, list, show, verify, push, pull, export, import, gc; deltas between them.")
+app.add_typer(image_delta.app)
 app.add_typer(image_gc.app)
 app.add_typer(image_transfer.app)
 
@@ -38,7 +39,6 @@ ExcludeFromOption = Annotated[list[Path] | None, typer.Option(
 KeepOption = Annotated[list[str] | None, typer.Option(
     metavar="PATTERN", help="Do not leave out this one of the defaults; may be given again.")]
 DefaultsOption = Annotated[bool, typer.Option(help="Leave out what belongs to one host or to a running system.")]
-
 
 @app.command()
 def build(
@@ -108,10 +108,11 @@ def build(
         return
     for sentence in notes:
         print(f"note: {sentence}")
-    print(f"{release.ref}: {release.entries} entries, {_size(release.raw_bytes)} as {_size(release.layer_size)}, "
+    print(f"{release.ref}: {release.entries} entries, {console.size(release.raw_bytes)} as "
+          f"{console.size(release.layer_size)}, "
           f"in {clock.monotonic() - started:.1f} s")
     if known is not None and reused[0]:
-        print(f"{_size(reused[1])} in {reused[0]} frame{'s' if reused[0] > 1 else ''} taken from {known.ref}")
+        print(f"{console.size(reused[1])} in {reused[0]} frame{'s' if reused[0] > 1 else ''} taken from {known.ref}")
     print(f"manifest {release.digest}")
     print(f"published as {release.target}")
 
@@ -145,7 +146,7 @@ def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
         print("no releases yet; `reroot image build` makes one")
         return
     rows = [("RELEASE", "SIZE", "UNPACKED", "ENTRIES", "PUBLISHED", "RECOVERY")]
-    rows += [(release.ref, _size(release.layer_size), _size(release.raw_bytes), str(release.entries),
+    rows += [(release.ref, console.size(release.layer_size), console.size(release.raw_bytes), str(release.entries),
               "yes" if published.get(release.target) == release.digest else "no", release.recovery or "-")
              for release in releases]
     console.columns(rows)
@@ -193,7 +194,8 @@ def verify(
         done.append({"ref": release.ref, "published": named, "frames": found.frames, "files": found.files,
                      "content_bytes": found.content_bytes})
         if not as_json:
-            print(f"{release.ref}: {found.frames} frames, {found.files} files, {_size(found.content_bytes)}: sound"
+            print(f"{release.ref}: {found.frames} frames, {found.files} files, "
+                  f"{console.size(found.content_bytes)}: sound"
                   f"{'' if named else '; NOT in the catalogue, no host will take it'}")
     if as_json:
         _print_json(done)
@@ -264,16 +266,6 @@ def _facts(release: Release) -> dict[str, object]:
         "layer_bytes": release.layer_size, "raw_bytes": release.raw_bytes, "entries": release.entries,
         "index_bytes": release.index_length, "recovery": release.recovery,
     }
-
-
-def _size(count: int) -> str:
-    """Return bytes in decimal units, as disks are sold."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
 
 
 def _print_json(value: object) -> None:

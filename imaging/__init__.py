@@ -13,6 +13,10 @@ stores: what travels with a release (`bundle`), a registry (`registry_auth`, `re
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources` and `fetch` bring frames and
 believe no source, `restore` makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.
 
+Deltas: `delta_match` finds an old file like each new one, `delta_build` packs the new with the old as dictionary
+(`repack` takes gzip files apart, `delta_index` writes the index so that little of it changes), `delta` and
+`delta_manifest` are what is written; `delta_apply` gives a restore the new files out of the old (`file_contents`).
+
 `recovery_image` builds what a host boots to do that; `recovery_manifest` says what is in it. Nothing in this room
 talks to a host.
 """

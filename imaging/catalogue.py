@@ -389,6 +389,8 @@ def _remedy(target_path: str) -> str:
         return f"build {'/'.join(words)} again with `reroot image build`, or restore the file from a backup"
     if kind == "recovery":
         return f"`reroot recovery build {'/'.join(words)}` publishes it again, or restore the file from a backup"
+    if kind == "deltas":
+        return "make it again with `reroot image delta`, or restore the file from a backup"
     return "restore it from a backup"
 
 

@@ -69,7 +69,7 @@ def encode(index: Index) -> bytes:
     """
     _check_frames(index.frames)
     _check_entries(index)
-    text = json.dumps(_columns(index), ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(to_columns(index), ensure_ascii=True, separators=(",", ":"))
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(text.encode("ascii"))
 
 
@@ -82,6 +82,11 @@ def decode(data: bytes) -> Index:
         value: object = json.loads(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
     except (zstandard.ZstdError, ValueError, RecursionError, MemoryError) as error:
         raise _bad("it is not zstd-compressed JSON") from error
+    return from_columns(value)
+
+
+def from_columns(value: object) -> Index:
+    """Read what `to_columns` returned, from whatever source; raises CorruptError on everything else."""
     columns = _mapping(value, "the index")
     if columns.get("format") != FORMAT or columns.get("version") != VERSION:
         raise _bad(f"it is not {FORMAT} version {VERSION}; use the reroot that made it, or a newer one")
@@ -106,7 +111,8 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _columns(index: Index) -> dict[str, object]:
+def to_columns(index: Index) -> dict[str, object]:
+    """Return the index as the value that is written as JSON, column by column."""
     rows = index.entries
     files = [entry for entry in rows if entry.is_file]
     return {

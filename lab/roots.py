@@ -32,8 +32,16 @@ INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
 """What a lab machine needs to find its root; under TCG a whole Debian initramfs costs seconds to unpack."""
 
 _ANONYMOUS = ('rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/resolv.conf" "$1/etc/hostname"; '
-              ': > "$1/etc/machine-id"; ln -sf /etc/machine-id "$1/var/lib/dbus/machine-id"')
+              ': > "$1/etc/machine-id"')
 """A root belongs to no host: what the packages' scripts and mmdebstrap took from the builder goes again."""
+_SAME_FOR_DBUS = '; ln -sf /etc/machine-id "$1/var/lib/dbus/machine-id"'
+
+PAIR_PACKAGES = ("systemd-sysv", "udev", "iproute2", "linux-image-cloud-amd64", "python3-minimal", "openssh-server")
+"""What the roots are made of that an upgrade is measured with."""
+
+_RELEASED_ONLY = 'for list in "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*; do ' \
+                 '[ ! -f "$list" ] || sed -i -e "/-updates/d" -e "/-security/d" "$list"; done'
+"""Runs before anything is downloaded: leaves mmdebstrap's list of archives with the suite itself."""
 
 _INITRAMFS_CONF = "MODULES=list\nCOMPRESS=zstd\nBUSYBOX=no\nFSTYPE=ext4\n"
 _RECIPE = 3
@@ -42,19 +50,32 @@ _RECIPE = 3
 
 @dataclass(frozen=True)
 class RootSpec:
-    """Everything that decides what a root is made of."""
+    """Everything that decides what a root is made of.
+
+    `updated`: with the suite's updates and security fixes of the day, or as it was at its last point release. No
+    `initramfs_modules`: the initramfs is the one Debian makes by itself.
+    """
 
     suite: str
     packages: tuple[str, ...] = HOST_PACKAGES
     left_out: tuple[str, ...] = LEFT_OUT
     arch: str = "amd64"
     initramfs_modules: tuple[str, ...] = INITRAMFS_MODULES
+    updated: bool = True
 
     @property
     def key(self) -> str:
         """Name in the cache: the suite and a digest of every input."""
-        inputs = json.dumps([_RECIPE, _ANONYMOUS, _INITRAMFS_CONF, asdict(self)], sort_keys=True)
+        values = asdict(self)
+        if values.pop("updated") is False:
+            values["hook"] = _RELEASED_ONLY
+        inputs = json.dumps([_RECIPE, _anonymous(self), _INITRAMFS_CONF, values], sort_keys=True)
         return f"{self.suite}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
+
+
+OLD_ROOT = RootSpec("bookworm", PAIR_PACKAGES, left_out=(), initramfs_modules=(), updated=False)
+NEW_ROOT = RootSpec("bookworm", PAIR_PACKAGES, left_out=(), initramfs_modules=())
+"""The pair that upgrades are measured with: a point release of Debian 12, and the same with all updates since."""
 
 
 def cache_base() -> Path:
@@ -116,7 +137,9 @@ def _bootstrap(spec: RootSpec, tar: Path) -> None:
         argv = ["mmdebstrap", "--variant=minbase", f"--architectures={spec.arch}",
                 f"--include={','.join(spec.packages)}", f"--logfile={log}",
                 *(f"--dpkgopt=path-exclude={path}" for path in spec.left_out),
-                *_initramfs_hooks(spec, scratch), f"--customize-hook={_ANONYMOUS}", spec.suite, os.fspath(part)]
+                *(() if spec.updated else (f"--setup-hook={_RELEASED_ONLY}",)),
+                *(_initramfs_hooks(spec, scratch) if spec.initramfs_modules else ()),
+                f"--customize-hook={_anonymous(spec)}", spec.suite, os.fspath(part)]
         done = run.run(argv, timeout_s=1800, check=False, env=_environment())
         if done.status != 0:
             raise CommandError(f"mmdebstrap could not make a {spec.suite} root: {_complaint(log, done)}; its log "
@@ -124,6 +147,10 @@ def _bootstrap(spec: RootSpec, tar: Path) -> None:
         part.rename(tar)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _anonymous(spec: RootSpec) -> str:
+    return _ANONYMOUS + (_SAME_FOR_DBUS if "dbus" in spec.packages else "")
 
 
 def _initramfs_hooks(spec: RootSpec, scratch: Path) -> list[str]:

@@ -13,6 +13,8 @@ from typing import IO
 from plumbing.errors import CommandError
 
 Argument = str | bytes | os.PathLike[str]
+NOBODY = 65534
+"""The user and group that own nothing, by number: a recovery image has no names for them."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,21 @@ def spawn(
     pipes: bool = False,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    powerless: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program that goes on running, in a session of its own, and return at once.
 
     What it prints goes to `errors`; with `pipes`, its standard input and output are unbuffered pipes for the caller
-    instead, and only its errors go there. `env` replaces the environment when given. Raises CommandError when it
-    cannot be started.
+    instead, and only its errors go there. `env` replaces the environment when given. `powerless`: when we are root it
+    runs as NOBODY, in no group. Raises CommandError when it cannot be started.
     """
+    nobody = NOBODY if powerless and os.geteuid() == 0 else None
     try:
         return subprocess.Popen(
             tuple(os.fsdecode(word) for word in argv), stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else errors, stderr=errors,
-            start_new_session=True, cwd=cwd, env=env, bufsize=0)
+            start_new_session=True, cwd=cwd, env=env, bufsize=0,
+            user=nobody, group=nobody, extra_groups=None if nobody is None else ())
     except OSError as error:
         raise _not_started(argv, error) from error
 

@@ -153,7 +153,7 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
         assert all(needle in said for needle in ("precious.toml", *needles)), said
 
 
-NAMED = re.compile(r"`reroot ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*))?[^`]*`")
+NAMED = re.compile(r"`reroot ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?[^`]*`")
 MISSING = ("class", "level", "simulate", "image diff", "recovery iso", "precious report")
 
 

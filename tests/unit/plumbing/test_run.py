@@ -55,3 +55,11 @@ def test_a_spawned_program_goes_on_in_a_session_of_its_own(tmp_path: Path) -> No
 
 def test_replayable_is_for_a_shell() -> None:
     assert replayable(["a b", Path("/x"), b"\xff'"]) == "'a b' /x '\udcff'\"'\"''"
+
+
+@pytest.mark.root
+def test_a_powerless_program_is_nobody(tmp_path: Path) -> None:
+    with (tmp_path / "errors").open("wb") as errors:
+        process = spawn(["id"], errors=errors, pipes=True, powerless=True)
+        said, _ = process.communicate()
+    assert b"uid=65534" in said and b"gid=65534" in said and b"0(root)" not in said
