@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import progress
 from cli.main import run
 from cli.progress import Report
 from control import site
+from plumbing import clock
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 def test_events_are_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     out, now = io.StringIO(), [100.0]
-    monkeypatch.setattr(progress.clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
     with Report(as_json=True, stream=out) as report:
         report.begin("capture", ref="d/1/amd64")
         for second in range(1, 41):

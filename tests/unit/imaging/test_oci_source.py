@@ -6,6 +6,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -202,10 +203,11 @@ def test_a_damaged_tar_is_an_error_of_ours(place: int, noise: bytes) -> None:
 
 def test_digests_are_checked(tmp_path: Path) -> None:
     raw = tar([Member("f", b"x")])
-    for number, (packing, harm, words) in enumerate([
-            ("+gzip", lambda data: data[:-1] + b"?", "not what its name says"),
-            ("", lambda data: data + bytes(512), "longer or shorter"),
-            ("", lambda data: data[:-512], "longer or shorter")]):
+    harms: list[tuple[str, Callable[[bytes], bytes], str]] = [
+        ("+gzip", lambda data: data[:-1] + b"?", "not what its name says"),
+        ("", lambda data: data + bytes(512), "longer or shorter"),
+        ("", lambda data: data[:-512], "longer or shorter")]
+    for number, (packing, harm, words) in enumerate(harms):
         top = tmp_path / str(number)
         place = layout(top, {"": image(top, [raw], packing=packing)})
         biggest = max((top / "blobs/sha256").iterdir(), key=lambda path: (path.read_bytes()[:2] == b"\x1f\x8b",
