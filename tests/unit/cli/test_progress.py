@@ -66,7 +66,7 @@ def test_a_terminal_has_a_bar_and_is_left_clean() -> None:
 
 def test_a_build_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                      capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "EVENT_S", 0.0)
+    monkeypatch.setattr("cli.progress.EVENT_S", 0.0)
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(30):
