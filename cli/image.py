@@ -65,6 +65,7 @@ def build(
     site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Make a release of a root tree: into the store, and signed into the catalogue."""
+    from imaging.audit import stored
     from imaging.capture import capture
     from imaging.frames import compression
     from imaging.release import Release, check_word
@@ -89,7 +90,7 @@ def build(
         report.begin("open", source=source)
         found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=note)
         root = stack.enter_context(found.opened())
-        known = _find(store, base) if base else None if no_base else newest_base(
+        known = stored(store, base) if base else None if no_base else newest_base(
             store, name, root.arch, compression(level))
         frames = stack.enter_context(opened_base(store, known)) if known else None
         report.done("open", arch=root.arch, base=known.ref if known else None)
@@ -155,10 +156,10 @@ def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
 @app.command()
 def show(ref: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False) -> None:
     """Show one release: digests, sizes, what it holds."""
-    from imaging.audit import load_index
+    from imaging.audit import load_index, stored
 
     store, catalogue = _open(site)
-    release = _find(store, ref)
+    release = stored(store, ref)
     listed = catalogue.listed().get(release.target)
     index = load_index(store, release)
     counts: dict[str, int] = {}
@@ -179,13 +180,13 @@ def verify(
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
     """Read releases back and check every byte: tar, index, digests, and that store and catalogue name the same."""
-    from imaging.audit import audit
+    from imaging.audit import audit, stored
 
     store, catalogue = _open(site)
     published = {path: listed.digest for path, listed in catalogue.listed().items() if path.startswith("releases/")}
     releases = _releases(store)
     done: list[dict[str, object]] = []
-    for release in [_find(store, ref)] if ref else releases:
+    for release in [stored(store, ref)] if ref else releases:
         with Report() as report:
             report.begin("verify")
             found = audit(store, release.ref, None if as_json else report.advance)
@@ -238,15 +239,6 @@ def _releases(store: Store) -> list[Release]:
 
     manifests = map(store.manifest, store.refs())
     return [Release.parse(manifest) for manifest in manifests if is_release(manifest)]
-
-
-def _find(store: Store, ref: str) -> Release:
-    found = [release for release in _releases(store) if ref in (release.ref, f"{release.name}/{release.version}")]
-    if not found:
-        raise NotFoundError(f"{ref!r} is not in the store; `reroot image list` shows what is")
-    if len(found) > 1:
-        raise UsageError(f"{ref!r} is there for {' and '.join(release.arch for release in found)}; add /ARCH")
-    return found[0]
 
 
 def _recovery_target(catalogue: Catalogue, text: str) -> str:

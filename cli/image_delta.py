@@ -33,11 +33,12 @@ def make(
     old: OldArgument, new: NewArgument, site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
 ) -> None:
     """Make what turns one release into another: into the store, and signed into the catalogue."""
+    from imaging.audit import stored
     from imaging.delta_build import build
     from imaging.delta_manifest import DeltaManifest
 
     catalogue, store = catalogue_of(site, keys), _open(site)
-    before, after = _find(store, old), _find(store, new)
+    before, after = stored(store, old), stored(store, new)
     started = clock.monotonic()
     with telling("delta", as_json=as_json) as tell:
         manifest = build(store, before, after, progress=tell)
@@ -68,7 +69,7 @@ def apply(
 ) -> None:
     """Make NEW's tree in a directory out of OLD and the delta, and compare every file of it; needs root."""
     from imaging import delta_apply
-    from imaging.audit import load_index
+    from imaging.audit import load_index, stored
     from imaging.delta_manifest import DeltaManifest, delta_ref
     from imaging.fetch import FrameFetcher
     from imaging.file_contents import LayerContents, TreeContents
@@ -77,7 +78,7 @@ def apply(
     from plumbing.durable import told
 
     catalogue, store = catalogue_of(site), _open(site)
-    before, after = _find(store, old), _find(store, new)
+    before, after = stored(store, old), stored(store, new)
     target_path = f"{delta_ref(before.ref, after.ref)}.json"
     if target_path not in catalogue.listed():
         raise NotFoundError(f"there is no delta from {before.ref} to {after.ref}; `reroot image delta` makes it")
@@ -118,12 +119,6 @@ def _open(site: Path) -> Store:
     from imaging.store import Store
 
     return Store(Site.open(site).store)
-
-
-def _find(store: Store, ref: str) -> Release:
-    from imaging.release import Release
-
-    return Release.parse(store.manifest(store.complete(ref)))
 
 
 def _head(store: Store, found: DeltaManifest, before: Release, after: Release) -> tuple[Delta, FileSource]:

@@ -59,13 +59,13 @@ def withdraw(
     """Take a release out of the catalogue: no new order can name it. `gc` removes its bytes later."""
     from control.keeping import CATALOGUE, needs
     from control.site import Site
+    from imaging.audit import stored
     from imaging.needed import resolve
-    from imaging.release import Release
     from imaging.store import Store
 
     opened = Site.open(site)
     store, catalogue = Store(opened.store), catalogue_of(site, keys)
-    release = Release.parse(store.manifest(store.complete(ref)))
+    release = stored(store, ref)
     refs = {name: found.digest for name, found in store.refs().items()}
     for need in needs(opened, clock.wall()):
         if release.digest in resolve(need.what, refs) and not need.why.startswith(CATALOGUE):

@@ -41,14 +41,14 @@ def push(
 ) -> None:
     """Send a release, its recovery image and its deltas to an OCI registry; what is there is not sent again."""
     from imaging import transfer
-    from imaging.release import Release
+    from imaging.audit import stored
 
     store = _open(site)
     registry = _registry(place, authfile, plain_http)
-    release = Release.parse(store.manifest(full := store.complete(ref)))
+    release = stored(store, ref)
     tag = registry.place.reference or transfer.default_tag(release)
     with telling("push", as_json=as_json) as tell:
-        moved = transfer.push(store, full, registry, tag, tell)
+        moved = transfer.push(store, release.ref, registry, tag, tell)
     where = f"{registry.place.host}/{registry.place.repository}:{tag}"
     if as_json:
         print(json.dumps({**_facts(moved), "place": where}, indent=1))

@@ -18,7 +18,7 @@ from blake3 import blake3
 from imaging import tarstream
 from imaging.entry import Entry, Extent, Progress, printable
 from imaging.index import Index
-from imaging.release import Release, config
+from imaging.release import Release, config, is_release
 from imaging.store import Store
 from plumbing.errors import CorruptError, NotFoundError
 
@@ -31,6 +31,14 @@ class Audit:
     frames: int
     files: int
     content_bytes: int
+
+
+def stored(store: Store, ref: str) -> Release:
+    """Return the release that `ref` names, with or without /ARCH; raises NotFoundError, UsageError for several."""
+    manifest = store.manifest(store.complete(ref))
+    if not is_release(manifest):
+        raise NotFoundError(f"{ref!r} is not a release; `reroot image list` shows what is")
+    return Release.parse(manifest)
 
 
 def load_index(store: Store, release: Release) -> Index:

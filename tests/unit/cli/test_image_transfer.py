@@ -10,6 +10,7 @@ import pytest
 from cli.main import run
 from control import site
 from imaging.catalogue import Catalogue
+from imaging.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,15 @@ def test_by_hand(sites: tuple[site.Site, site.Site], tmp_path: Path, capsys: pyt
     assert (told["published"], told["moved_bytes"]) == (True, 0)
     assert run(["image", "import", str(tmp_path / name), "e/1", "--site", str(second.root)]) == 4
     assert "it holds d/1+2/arm64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "delta", "withdraw", "push"])
+def test_what_is_no_release_is_not_taken_for_one(sites: tuple[site.Site, site.Site], command: str,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(sites[0].store)
+    manifest = b'{"schemaVersion":2,"artifactType":"application/vnd.example","config":%s,"layers":[]}' % json.dumps(
+        {"mediaType": "application/vnd.oci.empty.v1+json", "digest": store.add_bytes(b"{}"), "size": 2}).encode()
+    store.put_manifest("recovery/d/1/amd64", manifest)
+    more = {"delta": ["d/1+2"], "push": ["http://127.0.0.1:9/os/d"]}.get(command, [])
+    assert run(["image", command, "recovery/d/1/amd64", *more, "--site", str(sites[0].root)]) == 4
+    assert "is not a release" in capsys.readouterr().err
