@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from imaging.trusted import TrustedCatalogue
     from throttle.client import Ticket
 
-FETCHERS, WINDOW = 2, 16
-"""Frames are fetched by so many threads, so many at a time: 16 frames are at most 64 MiB."""
+WINDOW = 16
+"""After so many frames the tickets are looked at again and progress is reported."""
 SLACK_BYTES = 64 << 20
 """Room to leave on /local beyond the stage, for the precious archive's own check to work with."""
 
@@ -115,13 +114,14 @@ class Stager:
             yield found
 
     def _fetch(self, release: Release, tickets: tuple[Ticket, ...]) -> dict[str, object]:
+        from imaging.ahead import Ahead
         from imaging.fetch import FrameFetcher
         from imaging.sources import HttpSource, StageWriter
 
         urls = (ticket.url for ticket in tickets if ticket.url)
-        places = tuple(dict.fromkeys((*urls, *self.order.content, self.order.control)))
-        sources: list[FrameSource] = [HttpSource(url, release.layer_digest) for url in places]
-        packed, index = servers.read_index(sources, release)
+        sources: list[tuple[FrameSource, ...]] = [tuple(HttpSource(url, release.layer_digest) for url in group)
+                                                  for group in servers.groups(self.order, urls)]
+        packed, index = servers.read_index([source for group in sources for source in group], release)
         require_startable(index.entries, release.ref)
         fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
         with StageWriter(self.folder, release.layer_digest) as stage:
@@ -130,13 +130,11 @@ class Stager:
             self.log.say("stage", f"{release.ref}: {len(todo)} of {len(index.frames)} frames to fetch, {size(total)}")
             stage.put(release.index_offset, packed)
             done = 0
-            with ThreadPoolExecutor(FETCHERS) as pool:
-                # a window, so that frames do not pile up in memory while the disk is slower than the network
+            with Ahead(fetcher, [index.frames[number] for number in todo]) as ahead:
                 for start in range(0, len(todo), WINDOW):
                     still_held(tickets)
-                    numbers = todo[start:start + WINDOW]
-                    for number, data in zip(numbers, pool.map(fetcher.frame, (index.frames[n] for n in numbers)),
-                                            strict=True):
+                    for number in todo[start:start + WINDOW]:
+                        data = ahead.frame(index.frames[number])
                         stage.put(index.frames[number].offset, data, number)
                         done += len(data)
                     self.reporter.send("stage", "progress", {"done": done, "total": total})

@@ -21,7 +21,7 @@ from typing import Protocol
 from plumbing.digest import hex_of
 from plumbing.durable import make_folder, sync_folder
 from plumbing.errors import BusyError, CorruptError, DiskError, NetworkError, NotFoundError, UsageError
-from plumbing.http import Client
+from plumbing.http import Client, Response
 
 PATIENCE_S = 20.0
 """How long a server may take for any range, on top of the time its bytes need at SLOWEST."""
@@ -84,30 +84,46 @@ class HttpSource:
         self._all: list[Client] = []
         self.name = self._client.base_url
 
+    @property
+    def url(self) -> str:
+        """Where the layer is."""
+        return self.name + self._path
+
     def read(self, offset: int, length: int) -> bytes:
         """Fetch a range; a server that is slower than SLOWEST counts as dead."""
+        return checked_range(self.ask(offset, length), self.url, offset, length)
+
+    def ask(self, offset: int, length: int, headers: Mapping[str, str] | None = None) -> Response:
+        """Ask for a range and return the answer, whatever it is."""
         client: Client | None = getattr(self._mine, "client", None)
         if client is None:
             client = self._mine.client = self._client.twin()
             with self._lock:
                 self._all.append(client)
-        span = f"bytes={offset}-{offset + length - 1}"
-        answer = client.request("GET", self._path, headers={"Range": span}, max_bytes=max(length, 64 << 10),
-                                deadline_s=self._timeout_s + length / SLOWEST)
-        if answer.status in {404, 416}:
-            raise NotFoundError(f"{self.name} has no {span} of {self._path}; copy the release to it")
-        if answer.status != 206:
-            raise NetworkError(f"{self.name}{self._path} answered {answer.status} to a request for {span}; use a "
-                               "server that knows Range")
-        if len(answer.body) != length:
-            raise CorruptError(f"{self.name}{self._path} sent {len(answer.body)} bytes for {span}")
-        return answer.body
+        return client.request("GET", self._path, headers={**(headers or {}), "Range": _span(offset, length)},
+                              max_bytes=max(length, 64 << 10), deadline_s=self._timeout_s + length / SLOWEST)
 
     def close(self) -> None:
         """Drop every connection; no thread may be reading."""
         with self._lock:
             for client in self._all:
                 client.close()
+
+
+def checked_range(answer: Response, url: str, offset: int, length: int) -> bytes:
+    """Return the body of an answer to a request for a range; raises when it is anything else than that range."""
+    span = _span(offset, length)
+    if answer.status in {404, 416}:
+        raise NotFoundError(f"{url} has no {span}; copy the release to it")
+    if answer.status != 206:
+        raise NetworkError(f"{url} answered {answer.status} to a request for {span}; use a server that knows Range")
+    if len(answer.body) != length:
+        raise CorruptError(f"{url} sent {len(answer.body)} bytes for {span}")
+    return answer.body
+
+
+def _span(offset: int, length: int) -> str:
+    return f"bytes={offset}-{offset + length - 1}"
 
 
 class StageSource:

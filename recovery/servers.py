@@ -5,7 +5,7 @@ Used by the agent on the living host and by recovery: both believe the catalogue
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from plumbing import durable
 from plumbing.digest import sha256
 from plumbing.errors import NetworkError, RerootError, TrustError
 from plumbing.http import Client
-from recovery.order import Target
+from recovery.order import Order, Target
 
 if TYPE_CHECKING:
     from imaging.index import Index
@@ -57,6 +57,21 @@ def current_order(client: Client, path: str, *, deadline_s: float = ORDER_DEADLI
         answer.accepted()
         raise NetworkError(f"{client.base_url} answered {answer.status} when asked for the order")
     return answer.body
+
+
+def groups(order: Order, tickets: Iterable[str] = ()) -> tuple[tuple[str, ...], ...]:
+    """Return the servers of a release, nearest first; those of one group serve abreast.
+
+    A ticket's provider is the one that has room for this host: the servers of the order come after it, for what it
+    lacks, and the control server, which every host knows, comes last.
+    """
+    seen: set[str] = set()
+    found = []
+    for urls in (tickets, order.content, (order.control,)):
+        group = tuple(dict.fromkeys(url.rstrip("/") for url in urls if url.rstrip("/") not in seen))
+        seen.update(group)
+        found.append(group)
+    return tuple(filter(None, found))
 
 
 def read_index(places: Sequence[FrameSource], release: Release) -> tuple[bytes, Index]:

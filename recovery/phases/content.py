@@ -27,10 +27,9 @@ READERS = 2
 """Threads that read the stage back; the digest of one frame is made while the next is read."""
 
 
-def content_urls(session: Session, first: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the content servers in the order they are asked: tickets' providers, then the order's, then control."""
-    ordered = session.ordered
-    return tuple(dict.fromkeys(url.rstrip("/") for url in (*first, *ordered.content, ordered.control)))
+def content_urls(session: Session) -> tuple[str, ...]:
+    """Return the content servers in the order they are asked: the order's, then control."""
+    return tuple(url for group in servers.groups(session.ordered) for url in group)
 
 
 def stage_of(session: Session) -> StageSource | None:
@@ -49,25 +48,30 @@ def stage_of(session: Session) -> StageSource | None:
     return session.stage[1]
 
 
-def sources(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+def sources(session: Session) -> list[FrameSource]:
     """Return every place the layer may come from, nearest first."""
     stage = stage_of(session)
-    return [*([stage] if stage is not None else []), *servers_of(session, first)]
+    return [*([stage] if stage is not None else []), *servers_of(session)]
 
 
-def servers_of(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+def servers_of(session: Session) -> list[FrameSource]:
     """Return the content servers that may have the layer."""
     from imaging.sources import HttpSource
 
     assert session.release is not None
-    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
+    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session)]
 
 
-def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
-    """Return what gives verified frames; `first` are servers to ask before those of the order."""
+def fetcher(session: Session, tickets: Iterable[str] = ()) -> FrameFetcher:
+    """Return what gives verified frames; `tickets` are the providers to ask before the servers of the order."""
     from imaging.fetch import FrameFetcher
+    from imaging.sources import HttpSource
 
-    return FrameFetcher(sources(session, first), note=lambda sentence: session.log.say("restore", sentence))
+    assert session.release is not None
+    digest, stage = session.release.layer_digest, stage_of(session)
+    remote = [tuple(HttpSource(url, digest) for url in group) for group in servers.groups(session.ordered, tickets)]
+    return FrameFetcher([*([stage] if stage is not None else []), *remote],
+                        note=lambda sentence: session.log.say("restore", sentence))
 
 
 def prepare(session: Session) -> int:

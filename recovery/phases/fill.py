@@ -61,6 +61,7 @@ def _tickets(session: Session, needed: bool) -> Iterator[tuple[str, ...]]:
 
 def restore(session: Session) -> Mapping[str, object]:
     """Unpack the release onto the new root; frames restored before a restart are not fetched again."""
+    from imaging.ahead import Ahead
     from imaging.restore import restore as unpack
 
     assert session.index is not None
@@ -69,9 +70,10 @@ def restore(session: Session) -> Mapping[str, object]:
     journal.begin("restore")
     missing = [number for number in content.missing(session) if number not in done]
     with _tickets(session, bool(missing)) as urls:
-        noted = _Noted(session)
-        report = unpack(session.index, content.fetcher(session, urls), root, workers=WORKERS,
-                        progress=session.progress("restore"), done=done, on_frame=noted.add)
+        noted, frames = _Noted(session), session.index.frames
+        with Ahead(content.fetcher(session, urls), [frames[number] for number in missing]) as ahead:
+            report = unpack(session.index, ahead, root, workers=WORKERS, progress=session.progress("restore"),
+                            done=done, on_frame=noted.add)
         noted.write()
     disks.sync_filesystem(root)
     journal.done("restore")

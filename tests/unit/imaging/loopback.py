@@ -61,6 +61,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.clients: set[object] = set()
         self.stop = threading.Event()
+        self.line = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self) -> Server:

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from docker_registry import LOGIN, REPOSITORY, Registry, registry
 from loopback import Handler, Server, drip, serving
 from trees import noise
 
+from imaging.registry_source import RegistrySource
 from imaging.sources import FileSource, FrameSource, HttpSource, StageSource, StageWriter
 from plumbing.errors import BusyError, CorruptError, DiskError, NetworkError, NotFoundError, RerootError, UsageError
 
@@ -27,46 +29,67 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def file_source(tmp_path: Path, server: Server) -> FrameSource:
-    return FileSource(tmp_path / "www" / BLOB.lstrip("/"))
+@pytest.fixture(scope="module")
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Registry]]:
+    """A registry that anybody may read, and one that wants a token."""
+    folder = tmp_path_factory.mktemp("registries")
+    with registry(folder / "open") as plain, registry(folder / "guarded", tokens=True) as guarded:
+        yield [plain, guarded]
 
 
-def http_source(tmp_path: Path, server: Server) -> FrameSource:
-    return HttpSource(server.url, DIGEST)
+def file_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
+    (tmp_path / "layer").write_bytes(LAYER)
+    return FileSource(tmp_path / "layer")
 
 
-def stage_source(tmp_path: Path, server: Server) -> FrameSource:
+def http_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
+    return HttpSource(request.getfixturevalue("server").url, DIGEST)
+
+
+def stage_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
     with StageWriter(tmp_path / "stage", DIGEST) as writer:
         for number, start in enumerate(range(0, len(LAYER), 70_000)):
             writer.put(start, LAYER[start:start + 70_000], number)
     return StageSource(tmp_path / "stage", DIGEST)
 
 
-MAKERS = [file_source, http_source, stage_source]
-Maker = Callable[[Path, Server], FrameSource]
+def registry_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
+    running: Registry = request.getfixturevalue("registries")[0]
+    return RegistrySource(running.url, REPOSITORY, running.upload(LAYER))
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+def token_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
+    running: Registry = request.getfixturevalue("registries")[1]
+    return RegistrySource(running.url, REPOSITORY, running.upload(LAYER), LOGIN)
+
+
+Maker = Callable[[Path, pytest.FixtureRequest], FrameSource]
+
+
+@pytest.fixture(params=[file_source, http_source, stage_source, registry_source, token_source])
+def source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
+    """Each kind of source, holding LAYER."""
+    maker: Maker = request.param
+    return maker(tmp_path, request)
+
+
 class TestContract:
-    def test_any_range(self, maker: Maker, tmp_path: Path, server: Server) -> None:
-        source = maker(tmp_path, server)
+    def test_any_range(self, source: FrameSource) -> None:
         for offset, length in [(0, 1), (0, len(LAYER)), (123, 4567), (len(LAYER) - 1, 1), (65_536, 131_072)]:
             assert source.read(offset, length) == LAYER[offset:offset + length]
 
-    def test_beyond_the_end_is_an_error(self, maker: Maker, tmp_path: Path, server: Server) -> None:
-        source = maker(tmp_path, server)
+    def test_beyond_the_end_is_an_error(self, source: FrameSource) -> None:
         for offset, length in [(len(LAYER), 1), (len(LAYER) - 1, 2), (1 << 40, 10)]:
             with pytest.raises(RerootError):
                 source.read(offset, length)
 
-    def test_many_threads(self, maker: Maker, tmp_path: Path, server: Server) -> None:
-        source = maker(tmp_path, server)
+    def test_many_threads(self, source: FrameSource) -> None:
         with ThreadPoolExecutor(4) as pool:
             pieces = list(pool.map(lambda n: source.read(n * 1000, 1000), range(300)))
         assert b"".join(pieces) == LAYER
 
-    def test_it_has_a_name(self, maker: Maker, tmp_path: Path, server: Server) -> None:
-        assert maker(tmp_path, server).name
+    def test_it_has_a_name(self, source: FrameSource) -> None:
+        assert source.name
 
 
 def test_http_keeps_one_connection_per_thread(server: Server) -> None:
