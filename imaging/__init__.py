@@ -11,8 +11,8 @@ stores: what travels with a release (`bundle`), a registry (`registry_auth`, `re
 (`transfer`), folders and archives (`layouts`).
 
 Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources`, `registry_source`, `fetch` and
-`ahead` bring frames and believe no source, `restore`
-makes the tree, `verify` reads it back from the disk; `footprint` says what it takes.
+`ahead` bring frames and believe no source, `restore` makes the tree, `verify` reads it back from the disk;
+`footprint` says what it takes.
 
 Deltas: `delta_match` finds an old file like each new one, `delta_build` packs the new with the old as dictionary
 (`repack` takes gzip files apart, `delta_index` writes the index so that little of it changes), `delta` and

@@ -20,7 +20,8 @@ class Captured:
     def __init__(self, folder: Path, tree: Path) -> None:
         self.tree = tree
         store = Store(folder / "store")
-        release = Release.parse(capture(tree, store, name="p", version="1", arch="amd64", excludes=()))
+        self.manifest = capture(tree, store, name="p", version="1", arch="amd64", excludes=())
+        release = Release.parse(self.manifest)
         self.source = FileSource(store.blob_path(release.layer_digest))
         self.index = release.read_index(self.source.read(release.index_offset, release.index_length))
         self.fetcher = FrameFetcher([self.source])

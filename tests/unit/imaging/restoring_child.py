@@ -1,0 +1,40 @@
+"""A process that restores a release as recovery does, journal and all, to be killed or measured by a test.
+
+    restoring_child.py MANIFEST TARGET JOURNAL SOURCE...     a source is a file, or the URL of a server
+
+It says "begin" when the restore begins; at its end it says how many frames it found done and, in bytes, the most memory
+it had resident.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+from imaging import restore as restoring
+from imaging.ahead import Ahead
+from imaging.fetch import FrameFetcher
+from imaging.release import Release
+from imaging.sources import FileSource, FrameSource, HttpSource
+from recovery.journal import Journal
+
+
+def main(manifest: str, target: str, journal: str, *places: str) -> None:
+    """Restore, noting every durable frame in the journal."""
+    restoring.SYNC_BYTES = 1 << 20  # many notes, so that there is something to resume from
+    release, written = Release.parse(Path(manifest).read_bytes()), Journal(Path(journal))
+    sources: list[FrameSource] = [HttpSource(place, release.layer_digest) if "://" in place else FileSource(Path(place))
+                                  for place in places]
+    index = release.read_index(sources[0].read(release.index_offset, release.index_length))
+    done = set(written.state.frames)
+    print("begin", flush=True)
+    missing = [frame for number, frame in enumerate(index.frames) if number not in done]
+    with Ahead(FrameFetcher([tuple(sources)]), missing) as ahead:
+        report = restoring.restore(index, ahead, Path(target), workers=2, done=done,
+                                   on_frame=lambda number: written.frames({number}) and None)
+    print(report.frames_reused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
