@@ -1,117 +1,207 @@
-"""Building and restoring a release against tar and zstd, run by run in turn. I/O: a scratch folder, the lab's root."""
+"""Building, restoring and reading back a release against casync, tar and zstd, b3sum, in turn, on one pair. I/O."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import importlib.util
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench import peers
 from imaging.capture import capture
 from imaging.fetch import FrameFetcher
+from imaging.index import Index
 from imaging.release import Release
 from imaging.restore import restore
 from imaging.sources import FileSource
 from imaging.store import Store
 from imaging.verify import verify
 from lab import roots
-from plumbing.run import run
 
 RUNS = 5
-EXCLUDED = ("./proc/*", "./sys/*", "./dev/*", "./run/*", "./tmp/*", "./var/log/*", "./var/cache/apt/archives/*")
+THREADS = 2
+SLOW_LEVEL = 19
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `ours` and `theirs` with a unit, their ratio, and what it should be at most (or least)."""
+
+    what: str
+    peer: str
+    ours: float
+    theirs: float
+    unit: str
+    ratio: float
+    target: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the target was reached."""
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
 
 
-class Imaging:
-    """One root and a scratch folder; each method is one thing that is timed."""
+@dataclass(frozen=True)
+class Found:
+    """What one run of the benches found: `sizes` in bytes, `times` medians in seconds."""
 
-    def __init__(self, tree: Path, scratch: Path) -> None:
-        self.tree, self.scratch = tree, scratch
-        self.tar, self.target = scratch / "peer.tar.zst", scratch / "target"
-        self.release: Release | None = None
-        self.layer = Path()
+    rows: tuple[Row, ...]
+    times: Mapping[str, float]
+    sizes: Mapping[str, int]
+    entries: int
+    raw_bytes: int
 
-    def _fresh(self, folder: Path) -> Path:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
 
-    def tar_zstd(self, level: int) -> None:
-        """Make the peer's archive: GNU tar into zstd on all cores."""
-        exclude = [f"--exclude={pattern}" for pattern in EXCLUDED]
-        run(["tar", "-C", self.tree, "--xattrs", "--acls", *exclude, f"-Izstd -{level} -T0", "-cf", self.tar, "."],
-            timeout_s=None)
+class Made:
+    """A release in a store of its own, and what restoring it needs."""
 
-    def build(self, level: int) -> None:
-        """Make a release into a new store."""
-        store = Store(self._fresh(self.scratch / "store"))
+    def __init__(self, tree: Path, folder: Path, level: int) -> None:
+        store = Store(peers.fresh(folder))
         store.create()
-        manifest = capture(self.tree, store, name="bench", version="1", arch="amd64", level=level)
-        self.release = Release.parse(manifest)
+        self.release = Release.parse(capture(tree, store, name="bench", version="1", arch="amd64", excludes=(),
+                                             level=level, workers=THREADS))
+        peers.write_out(folder)
         self.layer = store.blob_path(self.release.layer_digest)
 
-    def tar_extract(self) -> None:
-        """Unpack the peer's archive, unverified, and sync."""
-        run(["tar", "-C", self._fresh(self.target), "--xattrs", "--acls", "-Izstd", "-xpf", self.tar], timeout_s=None)
-        os.sync()
-
-    def restore(self) -> None:
-        """Restore the release, every frame verified on the way in, and sync."""
-        assert self.release is not None
-        source = FileSource(self.layer)
-        index = self.release.read_index(source.read(self.release.index_offset, self.release.index_length))
-        restore(index, FrameFetcher([source]), self._fresh(self.target))
-        os.sync()
-        source.close()
-
-    def verify(self) -> None:
-        """Read every restored file back from the disk and compare."""
-        assert self.release is not None
-        source = FileSource(self.layer)
-        index = self.release.read_index(source.read(self.release.index_offset, self.release.index_length))
-        wrong = verify(index, self.target)
-        source.close()
-        if wrong:
-            raise AssertionError(str(wrong[0]))
+    def index(self, source: FileSource) -> Index:
+        """Read the index and check it, as a host does."""
+        return self.release.read_index(source.read(self.release.index_offset, self.release.index_length))
 
 
-def measure() -> Mapping[str, object]:
-    """Run everything RUNS times in turn; returns medians in seconds, ratios, and sizes in bytes."""
-    tree = roots.root_tree(roots.RootSpec("trixie"))
+def restore_layer(made: Made, target: Path) -> None:
+    """Restore, every frame verified on the way in, and write out."""
+    source = FileSource(made.layer)
+    restore(made.index(source), FrameFetcher([source]), target, workers=THREADS)
+    source.close()
+
+
+def read_back(made: Made, target: Path) -> None:
+    """Read every file back from the disk and compare it, with all its metadata."""
+    source = FileSource(made.layer)
+    wrong = verify(made.index(source), target, workers=THREADS)
+    source.close()
+    if wrong:
+        raise AssertionError(str(wrong[0]))
+
+
+def peak_bytes(made: Made, target: Path) -> int:
+    """Return the most memory that a process of its own had resident while it restored."""
+    manifest = made.layer.parent / made.release.digest.removeprefix("sha256:")
+    done = subprocess.run([sys.executable, "-m", "bench.restoring", manifest, made.layer, peers.fresh(target)],
+                          check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def measure() -> Found:
+    """Run everything RUNS times in turn, after one round that only warms up."""
+    old, new = roots.root_tree(roots.OLD_ROOT), roots.root_tree(roots.NEW_ROOT)
     with tempfile.TemporaryDirectory(prefix="reroot-bench-") as folder:
-        work = Imaging(tree, Path(folder))
+        return _Bench(old, new, Path(folder)).run()
+
+
+class _Bench:
+    def __init__(self, old: Path, new: Path, scratch: Path) -> None:
+        self.old, self.new, self.scratch = old, new, scratch
+        self.archive, self.store, self.index = scratch / "peer.tar.zst", scratch / "chunks", scratch / "new.caidx"
+        self.target = scratch / "target"
+        self.made: Made | None = None
+
+    def run(self) -> Found:
+        times = self._rounds()
+        made, sizes = self._made, dict[str, int]()
+        sizes["reroot, level 3"], sizes["tar, zstd -3"] = made.release.layer_size, self.archive.stat().st_size
+        sizes["restore, peak of memory"] = peak_bytes(made, self.target)
+        sizes |= self._upgrade(made)
+        sizes |= self._slow()
+        extra: tuple[Row, ...] = ()
+        if importlib.util.find_spec("bench.deltas"):  # deltas bring their own peers
+            extra = tuple(importlib.import_module("bench.deltas").measure(self.old, self.new, self.scratch))
+        return Found((*_rows(times, sizes), *extra),
+                     {name: statistics.median(values) for name, values in times.items()}, sizes,
+                     made.release.entries, made.release.raw_bytes)
+
+    @property
+    def _made(self) -> Made:
+        assert self.made is not None
+        return self.made
+
+    def _rounds(self) -> Mapping[str, list[float]]:
+        def build() -> None:
+            self.made = Made(self.new, self.scratch / "store", 3)
+
         steps: Mapping[str, Callable[[], None]] = {
-            "tar | zstd -3 -T0": lambda: work.tar_zstd(3), "reroot build, level 3": lambda: work.build(3),
-            "zstd -dc | tar -x, sync": work.tar_extract, "reroot restore, verified, sync": work.restore,
-            "reroot read-back": work.verify,
+            "casync make": lambda: peers.casync_make(self.new, self.store, self.index),
+            "tar, zstd -3 -T2": lambda: peers.tar_zstd(self.new, self.archive, 3, THREADS),
+            "reroot build": build,
+            "casync extract": lambda: peers.casync_extract(self.store, self.index, self.target),
+            "zstd -dc, tar -x": lambda: peers.tar_extract(self.archive, self.target),
+            "reroot restore": lambda: restore_layer(self._made, self.target),
+            "b3sum": lambda: peers.b3sum(self.target),
+            "reroot read-back": lambda: read_back(self._made, self.target),
+        }
+        prepare: Mapping[str, Callable[[], object]] = {
+            "reroot restore": lambda: peers.fresh(self.target), "b3sum": lambda: peers.evict(self.target),
         }
         times: dict[str, list[float]] = {name: [] for name in steps}
         for number in range(RUNS + 1):
             for name, step in steps.items():
-                seconds = _timed(step)
-                if number:  # the first round only warms the caches
+                prepare.get(name, lambda: None)()
+                peers.write_out(self.scratch)
+                begin = time.perf_counter()
+                step()
+                seconds = time.perf_counter() - begin
+                if number:  # the first round only warms up
                     times[name].append(seconds)
-        assert work.release is not None
-        sizes = {"tar | zstd -3": work.tar.stat().st_size, "reroot, level 3": work.release.layer_size}
-        work.tar_zstd(19)
-        work.build(19)
-        sizes |= {"tar | zstd -19": work.tar.stat().st_size, "reroot, level 19": work.release.layer_size}
-        def ratio(ours: str, theirs: str) -> float:
-            return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+        return times
 
-        return {
-            "seconds": {name: statistics.median(values) for name, values in times.items()},
-            "sizes": sizes, "entries": work.release.entries, "raw_bytes": work.release.raw_bytes,
-            "ratios": {"build": ratio("reroot build, level 3", "tar | zstd -3 -T0"),
-                       "restore": ratio("reroot restore, verified, sync", "zstd -dc | tar -x, sync"),
-                       "size, level 3": sizes["reroot, level 3"] / sizes["tar | zstd -3"],
-                       "size, level 19": sizes["reroot, level 19"] / sizes["tar | zstd -19"]},
-        }
+    def _upgrade(self, made: Made) -> dict[str, int]:
+        """Return the bytes that a host of the old root fetches for the new one: frames or chunks it does not have."""
+        old = Made(self.old, self.scratch / "old", 3)
+        before, after = FileSource(old.layer), FileSource(made.layer)
+        known = {frame.digest for frame in old.index(before).frames}
+        ours = sum(frame.length for frame in made.index(after).frames if frame.digest not in known)
+        before.close()
+        after.close()
+        had = peers.chunks(self.store)
+        peers.casync_make(self.old, self.scratch / "old-chunks", self.scratch / "old.caidx")
+        lacking = had.keys() - peers.chunks(self.scratch / "old-chunks").keys()
+        return {"old to new, frames and index": ours + made.release.index_length,
+                "old to new, casync's chunks and index":
+                    sum(had[name] for name in lacking) + self.index.stat().st_size}
+
+    def _slow(self) -> dict[str, int]:
+        slow = Made(self.new, self.scratch / "store", SLOW_LEVEL)
+        peers.tar_zstd(self.new, self.archive, SLOW_LEVEL, THREADS)
+        return {f"reroot, level {SLOW_LEVEL}": slow.release.layer_size,
+                f"tar, zstd -{SLOW_LEVEL}": self.archive.stat().st_size}
+
+
+def _rows(times: Mapping[str, list[float]], sizes: Mapping[str, int]) -> tuple[Row, ...]:
+    def timed(what: str, ours: str, theirs: str, target: float) -> Row:
+        """Compare round by round: what disturbs the machine disturbs both of a round."""
+        ratio = statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+        return Row(what, theirs, statistics.median(times[ours]), statistics.median(times[theirs]), "s", ratio, target)
+
+    def sized(what: str, ours: str, theirs: str, target: float) -> Row:
+        return Row(what, theirs, sizes[ours] / 1e6, sizes[theirs] / 1e6, "MB", sizes[ours] / sizes[theirs], target)
+
+    speed = statistics.median(b / a for a, b in zip(times["reroot read-back"], times["b3sum"], strict=True))
+    peak = sizes["restore, peak of memory"] / (1 << 20)
+    return (
+        timed("build", "reroot build", "casync make", 0.35),
+        timed("build", "reroot build", "tar, zstd -3 -T2", 1.1),
+        timed("restore, verified, synced", "reroot restore", "zstd -dc, tar -x", 1.0),
+        timed("restore, verified, synced", "reroot restore", "casync extract", 0.7),
+        Row("read-back, speed", "b3sum", statistics.median(times["reroot read-back"]),
+            statistics.median(times["b3sum"]), "s", speed, 0.8, at_least=True),
+        sized("size", "reroot, level 3", "tar, zstd -3", 1.05),
+        sized("size", f"reroot, level {SLOW_LEVEL}", f"tar, zstd -{SLOW_LEVEL}", 1.05),
+        sized("old to new", "old to new, frames and index", "old to new, casync's chunks and index", 0.8),
+        Row("restore, peak of memory", "192 MiB", peak, 192, "MiB", peak / 192, 1.0),
+    )
