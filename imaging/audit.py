@@ -55,8 +55,8 @@ def audit(store: Store, ref: str, progress: Progress | None = None) -> Audit:
     image = store.read_json_blob(release.config_digest)
     with _open_layer(store, release) as stream:
         raw = _Raw(release, index, stream, progress)
-        for entry in index.entries:
-            _audit_entry(release, entry, raw)
+        for row in tarstream.order(index.entries):
+            _audit_entry(release, index.entries[row], raw)
         raw.expect(tarstream.END, "the end of the tar")
         raw.finish()
     _audit_layer(store, release)

@@ -7,8 +7,10 @@ fails before the last step leaves the store as it was.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,9 +18,9 @@ import zstandard
 from blake3 import blake3
 
 from imaging import tarstream
-from imaging.entry import Entry, Progress, printable
+from imaging.entry import Entry, EntryType, Progress
 from imaging.excludes import DEFAULT_EXCLUDES, Exclude
-from imaging.frames import LARGE, PIECE, Cutter, Layer, LayerWriter, compression, workers_for
+from imaging.frames import PIECE, Cutter, Layer, LayerWriter, compression, workers_for
 from imaging.index import Index, encode
 from imaging.release import Release, check_word, config
 from imaging.reuse import Base
@@ -91,7 +93,7 @@ def write_layer(
     FileChangedError for a file that never holds still and DiskError when the tree can't be read.
     """
     with LayerWriter(out, level=level, workers=workers, on_written=on_written, base=base) as writer:
-        found = tuple(_write_entries(tree, entries, writer))
+        found = _write_entries(tree, list(entries), writer)
         index = Index(found, writer.frames())
         if on_reuse is not None:
             on_reuse(*writer.reused)
@@ -116,14 +118,39 @@ def _compression(level: int, base: Base | None) -> str | None:
     return ours if base is None or base.release.compression == ours else None
 
 
-def _write_entries(tree: Path, entries: Iterator[Entry], writer: LayerWriter) -> Iterator[Entry]:
-    """Write every entry's record and yield the entry with its digest and extents."""
-    cutter = Cutter(writer)
+def _write_entries(tree: Path, entries: list[Entry], writer: LayerWriter) -> tuple[Entry, ...]:
+    """Write every entry's record in the tar's order; returns the entries with their digests and extents."""
+    cutter, links = Cutter(writer, writer.cuts), dict[bytes, list[int]]()
+    for row, entry in enumerate(entries):
+        if entry.type is EntryType.LINK:
+            links.setdefault(entry.link, []).append(row)
+    waiting = [tarstream.place(entry, row) for row, entry in enumerate(entries) if entry.type is not EntryType.LINK]
+    heapify(waiting)
+    tries: Counter[int] = Counter()
     with TreeReader(tree) as reader:
-        for entry in entries:
-            yield _write_file(entry, reader, cutter) if entry.is_file else _write_other(entry, cutter)
+        while waiting:
+            now = heappop(waiting)
+            row = now[-1]
+            try:
+                entries[row] = _write(entries[row], reader, cutter)
+            except FileChangedError:
+                tries[row] += 1
+                # An emptied file stays so; it is never read and can't get here.
+                entries[row] = reader.again(entries[row])
+                if tries[row] == ATTEMPTS or tarstream.place(entries[row], row) < now:
+                    raise
+                heappush(waiting, tarstream.place(entries[row], row))
+                continue
+            for link in links.pop(entries[row].path, ()):  # they come after their file, wherever it came
+                entries[link] = replace(entries[link], mtime_ns=entries[row].mtime_ns)
+                heappush(waiting, tarstream.place(entries[link], link))
     cutter.cut()
     writer.add(tarstream.END)
+    return tuple(entries)
+
+
+def _write(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
+    return _write_file(entry, reader, cutter) if entry.is_file else _write_other(entry, cutter)
 
 
 def _write_other(entry: Entry, cutter: Cutter) -> Entry:
@@ -132,21 +159,8 @@ def _write_other(entry: Entry, cutter: Cutter) -> Entry:
 
 
 def _write_file(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
-    """Write a file's record, as often as needed until the file held still for once."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _write_once(entry, reader, cutter)
-        except FileChangedError:
-            if attempt == ATTEMPTS:
-                raise
-            # An emptied file stays so; it is never read and can't get here.
-            entry = reader.again(entry)
-    raise AssertionError(f"unreachable: {printable(entry.path)}")
-
-
-def _write_once(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:
     header, padding = tarstream.header(entry), tarstream.padding(entry.size)
-    if entry.size < LARGE:
+    if entry.size < cutter.large:
         content = b"".join(reader.pieces(entry))
         digest = blake3(content).digest()
         return replace(entry, digest=digest, extents=cutter.add(header, content, padding, digest))

@@ -15,8 +15,8 @@ from typing import cast
 
 from imaging import tarstream
 from imaging.entry import DIGEST_BYTES, Entry, EntryType, Extent
-from imaging.frames import LARGE, LONGEST, PIECE, SMALLEST, ends_frame
-from imaging.index import Index, from_columns, to_columns
+from imaging.frames import COARSE, FINE, PIECE, Cuts
+from imaging.index import MAX_FRAME_BYTES, Index, from_columns, to_columns
 from plumbing.errors import CorruptError
 
 _DENSE = ("path", "mode", "uid", "gid", "mtime_ns")
@@ -27,9 +27,8 @@ _SPARSE = ("link", "rdev", "xattrs", "holes")
 def to_lines(index: Index) -> bytes:
     """Return the index as JSON with a line per entry; `from_lines` gives an equal index back."""
     columns = to_columns(index)
-    derived = layout(index.entries)
-    short = derived is not None and derived[0] == [entry.extents for entry in index.entries if entry.is_file] \
-        and derived[1] == [frame.raw_length for frame in index.frames]
+    there = [entry.extents for entry in index.entries if entry.is_file], [frame.raw_length for frame in index.frames]
+    short = next((cuts for cuts in (FINE, COARSE) if layout(index.entries, cuts) == there), None)
     frames, offset = [], 0
     for frame in index.frames:
         frames.append([frame.offset - offset, frame.length, 0 if short else frame.raw_length, frame.digest.hex()])
@@ -45,7 +44,7 @@ def to_lines(index: Index) -> bytes:
             number += 1
         extra = {name: found[row] for name, found in sparse.items() if row in found}
         rows.append(_compact([*line, extra] if extra else line))
-    head = {name: columns[name] for name in ("format", "version")} | {"derived": short}
+    head = {name: columns[name] for name in ("format", "version")} | {"cuts": short}
     return "\n".join([_compact(head), *map(_compact, frames), "", *rows]).encode("ascii")
 
 
@@ -64,31 +63,30 @@ def from_lines(data: bytes) -> Index:
     return index
 
 
-def layout(entries: Sequence[Entry]) -> tuple[list[tuple[Extent, ...]], list[int]] | None:
-    """Return each file's extents and each frame's unpacked length, as capture cuts them; None when it does not."""
-    extents, frames = list[tuple[Extent, ...]](), list[int]()
+def layout(entries: Sequence[Entry], cuts: Cuts) -> tuple[list[tuple[Extent, ...]], list[int]]:
+    """Return each file's extents and each frame's unpacked length, as `imaging.frames.Cutter` cuts them."""
+    extents, frames = dict[int, tuple[Extent, ...]](), list[int]()
     length = 0
-    for entry in entries:
+    for row in tarstream.order(entries):
+        entry = entries[row]
         header, padding = len(tarstream.header(entry)), len(tarstream.padding(entry.size))
-        if entry.is_file and entry.size >= LARGE:
-            if length:
-                frames.append(length)
-                length = 0
+        if entry.is_file and entry.size >= cuts.large:
+            frames.append(length + header)
+            length = 0
             pieces = [min(PIECE, entry.size - start) for start in range(0, entry.size, PIECE)]
-            extents.append(tuple(Extent(len(frames) + number, header if number == 0 else 0, piece)
-                                 for number, piece in enumerate(pieces)))
-            pieces[0] += header
+            extents[row] = tuple(Extent(len(frames) + number, 0, piece) for number, piece in enumerate(pieces))
             pieces[-1] += padding
             frames += pieces
             continue
         if entry.is_file:
-            extents.append((Extent(len(frames), length + header, entry.size),) if entry.size else ())
+            extents[row] = (Extent(len(frames), length + header, entry.size),) if entry.size else ()
         record = header + entry.size + padding
         length += record
-        if length >= LONGEST or (length >= SMALLEST and entry.is_file and ends_frame(entry.digest, record)):
+        if cuts.ends(length, record, entry.digest):
             frames.append(length)
             length = 0
-    return extents, [*frames, *([length] if length else []), len(tarstream.END)]
+    return ([extents[row] for row in sorted(extents)],
+            [*frames, *([length] if length else []), len(tarstream.END)])
 
 
 def _index(top: dict[str, object], frames: list[list[object]], rows: list[list[object]]) -> Index:
@@ -111,21 +109,26 @@ def _index(top: dict[str, object], frames: list[list[object]], rows: list[list[o
             for name, value in cast("dict[str, object]", rest[0]).items():
                 lists[name].append([row, value])
     columns["type"], columns["blake3"] = "".join(types), _base64(digests)
-    derived = bool(top["derived"])
-    if derived:  # whatever else is wrong with the index is found first, with extents that are not
+    cuts = cast("list[int] | None", top["cuts"])
+    if cuts is not None:  # whatever else is wrong with the index is found first, with extents that are not
         columns["extents"] = [[] for _ in digests]
         entries = from_columns({**columns, "size": [0] * len(digests), "holes": [], "frames": _frames([], [])}).entries
         sizes = iter(cast("list[int]", columns["size"]))
         sums = iter(digests)
         whole = [replace(entry, size=next(sizes), digest=bytes.fromhex(next(sums))) if entry.is_file else entry
                  for entry in entries]
-        found = layout(whole)
-        assert found is not None
+        found = layout(whole, _cuts(cuts))
         columns["extents"] = [[number for extent in one for number in extent] for one in found[0]]
         columns["frames"] = _frames(frames, list[object](found[1]))
     else:
         columns["frames"] = _frames(frames, [frame[2] for frame in frames])
     return from_columns(columns)
+
+
+def _cuts(numbers: list[int]) -> Cuts:
+    if len(numbers) != 4 or any(type(number) is not int or not 0 < number <= MAX_FRAME_BYTES for number in numbers):
+        raise ValueError("those are no cuts")
+    return Cuts(*numbers)
 
 
 def _frames(frames: list[list[object]], raws: list[object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,14 +26,33 @@ from imaging.index import Frame
 if TYPE_CHECKING:
     from imaging.reuse import Base
 
-SMALLEST = 1 << 20
-"""A frame of small files is at least this long unpacked, in bytes, unless a large file follows it."""
-SPREAD = 1 << 20
-"""Beyond SMALLEST a frame ends after as many bytes on average."""
-LONGEST = 4 << 20
-"""A frame of small files ends here at the latest; the entry that reaches it is still in it."""
-LARGE = 1 << 20
-"""A file with as much content has frames of its own."""
+
+class Cuts(NamedTuple):
+    """Where frames end, all in bytes before compression.
+
+    A frame of small files is at least `smallest` long, unless a large file follows it; beyond that it ends after
+    `spread` bytes on average, and at `longest` at the latest (the entry that reaches it is still in it). A file with
+    `large` bytes has frames of its own.
+    """
+
+    smallest: int
+    spread: int
+    longest: int
+    large: int
+
+    def ends(self, length: int, record: int, digest: bytes) -> bool:
+        """Whether a frame of `length` ends with the small entry whose record is its last; a `digest` has a file."""
+        return length >= self.longest or (
+            length >= self.smallest and bool(digest)
+            and int.from_bytes(digest[:8], "big") * self.spread < record << 64)
+
+
+FINE = Cuts(256 << 10, 256 << 10, 1 << 20, 256 << 10)
+"""For fast levels: their windows are short anyway, so small frames cost little and an upgrade fetches fewer bytes."""
+COARSE = Cuts(1 << 20, 1 << 20, 4 << 20, 1 << 20)
+"""For slow levels, which gain most from what lies far back."""
+COARSE_LEVEL = 10
+"""From this zstd level on frames are cut by COARSE."""
 PIECE = 4 << 20
 """The content of a large file in one frame, in bytes."""
 
@@ -43,6 +63,9 @@ WORKERS_MEMORY = 160 << 20
 
 Key = bytes | tuple[bytes, int]
 """What a base knows a frame by: the digests in it, or a large file's path and which of its pieces."""
+
+_mine = threading.local()
+"""Each thread's compressors: their tables are megabytes that need not be mapped anew for every frame."""
 
 INDEX_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A5E, 0x8F92EAB1
 
@@ -103,14 +126,20 @@ def compress(raw: bytes, level: int, base: Base | None = None, candidate: Frame 
         known = base.same(candidate, raw)
         if known is not None:
             return Packed(known, candidate.digest, True)
-    data = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compress(raw)
+    kept: dict[int, zstandard.ZstdCompressor] = _mine.__dict__.setdefault("compressors", {})
+    compressor = kept.get(level)
+    if compressor is None:
+        compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        kept[level] = compressor
+    data = compressor.compress(raw)
     return Packed(data, blake3(data).digest(), False)
 
 
 class LayerWriter:
     """Writes a layer into `out`, an empty file open for writing; a context manager. Used by one thread.
 
-    The bytes depend on the frames, the level and the zstd library, not on the number of workers.
+    The bytes depend on the frames, the level and the zstd library, not on the number of workers. `cuts` is how its
+    frames are to be cut.
     """
 
     def __init__(self, out: BinaryIO, *, level: int, workers: int, on_written: Callable[[int], None] | None = None,
@@ -118,6 +147,7 @@ class LayerWriter:
         self._out = out
         self._level = level
         self._base = base
+        self.cuts = FINE if level < COARSE_LEVEL else COARSE
         self._on_written = on_written
         self._compressors = ThreadPoolExecutor(workers, "compress")
         self._writer = ThreadPoolExecutor(1, "write")
@@ -233,11 +263,17 @@ class LayerWriter:
 class Cutter:
     """Cuts entries' records into frames by the rule of the protocol."""
 
-    def __init__(self, writer: LayerWriter) -> None:
+    def __init__(self, writer: LayerWriter, cuts: Cuts = FINE) -> None:
         self._writer = writer
+        self._cuts = cuts
         self._parts: list[bytes] = []
         self._length = 0
         self._files: list[tuple[int, bytes]] = []
+
+    @property
+    def large(self) -> int:
+        """From how many bytes on a file goes to `add_large`."""
+        return self._cuts.large
 
     def add(self, header: bytes, content: bytes, padding: bytes, digest: bytes) -> tuple[Extent, ...]:
         """Append a small entry's record and return where its content will be; `digest` is empty unless it is a file."""
@@ -247,31 +283,34 @@ class Cutter:
         extents = (Extent(self._writer.next_frame, start, len(content)),) if content else ()
         if content:
             self._files.append((start, digest))
-        if self._length >= LONGEST or (self._length >= SMALLEST and digest
-                                       and ends_frame(digest, len(header) + len(content) + len(padding))):
+        if self._cuts.ends(self._length, len(header) + len(content) + len(padding), digest):
             self.cut()
         return extents
 
     def add_large(self, path: bytes, header: bytes, pieces: Iterable[bytes], padding: bytes) -> tuple[Extent, ...]:
         """Append a large file, whose `pieces` are PIECE bytes each but the last, in frames of its own.
 
-        A base is asked for the pieces of its file at the same `path`. When `pieces` raises, nothing of the file is
-        left behind.
+        Its header ends the frame before: another time or owner leaves the frames of the content as they are. A base is
+        asked for the pieces of its file at the same `path`. When `pieces` raises, nothing of the file is left behind.
         """
-        self.cut()
+        before = [*self._parts], self._length, [*self._files]
         self._writer.mark()
+        self._parts.append(header)
+        self.cut()
         extents: list[Extent] = []
         held: bytes | None = None
         try:
             for piece in pieces:
                 if held is not None:
                     self._writer.add(held, (path, len(extents) - 1))
-                extents.append(Extent(self._writer.next_frame, len(header), len(piece)))
-                held, header = header + piece, b""
+                extents.append(Extent(self._writer.next_frame, 0, len(piece)))
+                held = piece
         except BaseException:
             self._writer.rewind()
+            self._parts, self._length, self._files = before
             raise
-        self._writer.add((held if held is not None else header) + padding, (path, max(0, len(extents) - 1)))
+        if held is not None or padding:
+            self._writer.add((held or b"") + padding, (path, max(0, len(extents) - 1)))
         return tuple(extents)
 
     def cut(self) -> None:
@@ -287,8 +326,3 @@ def small_key(files: Iterable[tuple[int, bytes]]) -> bytes:
     for offset, digest in files:
         summed.update(struct.pack("<Q", offset) + digest)
     return summed.digest()
-
-
-def ends_frame(digest: bytes, record_length: int) -> bool:
-    """Whether a file with this content digest ends a frame that is long enough."""
-    return int.from_bytes(digest[:8], "big") * SPREAD < record_length << 64

@@ -296,14 +296,14 @@ def _check_entries(index: Index) -> None:
     if not index.entries or index.entries[0].path != ROOT or not index.entries[0].is_directory:
         raise _bad("its first entry is not the top directory")
     seen: dict[bytes, EntryType] = {ROOT: EntryType.DIRECTORY}
-    used = Extent(0, 0, 0)
     _check_fields(index.entries[0], seen)
     for entry in index.entries[1:]:
         _check_path(entry.path, seen)
         _check_fields(entry, seen)
-        if entry.is_file:
-            used = _check_content(entry, index.frames, used)
         seen[entry.path] = entry.type
+    used = Extent(0, 0, 0)
+    for entry in sorted(filter(lambda entry: entry.is_file, index.entries), key=lambda entry: entry.extents[:1]):
+        used = _check_content(entry, index.frames, used)
 
 
 def _check_path(path: bytes, seen: dict[bytes, EntryType]) -> None:
@@ -346,7 +346,7 @@ def _check_content(entry: Entry, frames: tuple[Frame, ...], used: Extent) -> Ext
         if number >= len(frames) or length < 1 or offset + length > frames[number].raw_length:
             raise _bad(f"{where!r} has content outside the frames")
         if (number, offset) < (used.frame, used.offset + used.length):
-            raise _bad(f"{where!r} has content that is not after the content of the entry before it")
+            raise _bad(f"{where!r} has content where another entry has its own")
         used = extent
         total += length
     if total != entry.size:

@@ -87,7 +87,8 @@ class Registry:
     """One repository of one registry, used by one thread."""
 
     def __init__(self, place: Place, credentials: Credentials | None = None, *,
-                 pause: Callable[[float], None] = time.sleep, chunk_bytes: int = CHUNK_BYTES) -> None:
+                 pause: Callable[[float], None] = time.sleep, chunk_bytes: int = CHUNK_BYTES,
+                 answer_s: float = ANSWER_S) -> None:
         if credentials is not None and place.origin.startswith("http://") and not _local(place.origin):
             raise RefusedError(f"the password for {place.host} would go over the network in clear; use https, or give "
                                "no credentials")
@@ -96,6 +97,7 @@ class Registry:
         self._authorization = f"Bearer {credentials.token}" if credentials and credentials.token else ""
         self._pause = pause
         self._chunk_bytes = chunk_bytes
+        self._answer_s = answer_s
         self._clients: dict[str, Client] = {}
         self._reached = False
 
@@ -125,17 +127,26 @@ class Registry:
         """Yield the blob from byte `offset` to `size`, piece by piece; not checked."""
         while offset < size:
             length = min(PIECE_BYTES, size - offset)
-            answer = self._ask("GET", f"blobs/{digest}", max_bytes=max(length, 1 << 16),
-                               headers={"Range": f"bytes={offset}-{offset + length - 1}"})
-            whole = answer.status == http.client.OK and offset == 0 and length == size
-            if not whole and answer.status != http.client.PARTIAL_CONTENT:
-                raise NetworkError(f"{self.place.host} does not send parts of a blob (it answered {answer.status}); "
-                                   "use `skopeo copy` to a folder and `reroot image import`")
-            if len(answer.body) != length:
-                raise CorruptError(f"{self.place.host} sent {len(answer.body)} bytes of {digest[:19]}… instead of "
-                                   f"{length}; try again, and ask who runs it")
-            yield answer.body
+            yield self.span(digest, offset, length, attempts=ATTEMPTS)
             offset += length
+
+    def span(self, digest: str, offset: int, length: int, *, attempts: int = 1) -> bytes:
+        """Return `length` bytes of the blob from `offset`; not checked."""
+        answer = self._send("GET", self._url(f"blobs/{digest}"), max_bytes=max(length, 1 << 16), attempts=attempts,
+                            headers={"Range": f"bytes={offset}-{offset + length - 1}"})
+        whole = answer.status == http.client.OK and offset == 0 and len(answer.body) == length
+        if not whole and answer.status != http.client.PARTIAL_CONTENT:
+            raise NetworkError(f"{self.place.host} does not send parts of a blob (it answered {answer.status}); "
+                               "use `skopeo copy` to a folder and `reroot image import`")
+        if len(answer.body) != length:
+            raise CorruptError(f"{self.place.host} sent {len(answer.body)} bytes of {digest[:19]}… instead of "
+                               f"{length}; try again, and ask who runs it")
+        return answer.body
+
+    def close(self) -> None:
+        """Drop every connection; the next request opens a new one."""
+        for client in self._clients.values():
+            client.close()
 
     # -- pushing ------------------------------------------------------------------------------------------------
 
@@ -208,8 +219,10 @@ class Registry:
 
     def _ask(self, method: str, what: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None,
              max_bytes: int = 1 << 20) -> Response:
-        return self._send(method, f"{self.place.origin}/v2/{self.place.repository}/{what}", body=body, headers=headers,
-                          max_bytes=max_bytes)
+        return self._send(method, self._url(what), body=body, headers=headers, max_bytes=max_bytes)
+
+    def _url(self, what: str) -> str:
+        return f"{self.place.origin}/v2/{self.place.repository}/{what}"
 
     def _send(self, method: str, url: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None,
               max_bytes: int = 1 << 20, attempts: int = ATTEMPTS) -> Response:
@@ -255,7 +268,7 @@ class Registry:
         known = self._credentials
         headers = {"Authorization": known.basic()} if known is not None and known.user else {}
         target = f"{parts.path}?{'&'.join(filter(None, (parts.query, query)))}"
-        answer = self._client(origin).request("GET", target, headers=headers, max_bytes=1 << 20, deadline_s=ANSWER_S)
+        answer = self._client(origin).request("GET", target, headers=headers, max_bytes=1 << 20, deadline_s=self._answer_s)
         if answer.status != 200:
             raise self._refusal(answer)
         told = answer.json()
@@ -272,7 +285,7 @@ class Registry:
             sent = {**headers, **({"Authorization": self._authorization} if ours and self._authorization else {})}
             target = f"{parts.path}{f'?{parts.query}' if parts.query else ''}"
             answer = self._client(origin).request(method, target, body=body, headers=sent, max_bytes=max_bytes,
-                                                  deadline_s=ANSWER_S)
+                                                  deadline_s=self._answer_s)
             if answer.status not in {301, 302, 303, 307, 308} or method not in {"GET", "HEAD"}:
                 return answer
             url = urljoin(url, answer.headers.get("location", ""))

@@ -17,7 +17,7 @@ import zstandard
 from blake3 import blake3
 
 from imaging.audit import load_index
-from imaging.frames import LARGE, Key, small_key
+from imaging.frames import Key, small_key
 from imaging.index import Frame, Index
 from imaging.release import Release, is_release
 from imaging.store import Store
@@ -29,11 +29,12 @@ def frame_keys(index: Index) -> dict[Key, int]:
     small: dict[int, list[tuple[int, bytes]]] = {}
     found: dict[Key, int] = {}
     for entry in index.entries:
-        if entry.size < LARGE and entry.extents:
+        alone = bool(entry.extents) and entry.extents[0].offset == 0  # a header comes before every small content
+        if alone:
+            found.update(((entry.path, piece), extent.frame) for piece, extent in enumerate(entry.extents))
+        elif entry.extents:
             frame, offset, _ = entry.extents[0]
             small.setdefault(frame, []).append((offset, entry.digest))
-        elif entry.size >= LARGE:
-            found.update(((entry.path, piece), extent.frame) for piece, extent in enumerate(entry.extents))
     return found | {small_key(files): frame for frame, files in small.items()}
 
 

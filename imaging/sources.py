@@ -21,7 +21,7 @@ from typing import Protocol
 from plumbing.digest import hex_of
 from plumbing.durable import make_folder, sync_folder
 from plumbing.errors import BusyError, CorruptError, DiskError, NetworkError, NotFoundError, UsageError
-from plumbing.http import Client, Response
+from plumbing.http import Client
 
 PATIENCE_S = 20.0
 """How long a server may take for any range, on top of the time its bytes need at SLOWEST."""
@@ -73,35 +73,35 @@ class HttpSource:
     """
 
     def __init__(self, base_url: str, layer_digest: str, headers: Mapping[str, str] | None = None, *,
-                 repository: str = "reroot", timeout_s: float = PATIENCE_S) -> None:
-        _hex(layer_digest)
+                 timeout_s: float = PATIENCE_S) -> None:
+        layer_hex(layer_digest)
         sent = dict(headers or {})
         self._client = Client(base_url, timeout_s=timeout_s, signer=(lambda *_request: sent) if sent else None)
-        self._path = f"/v2/{repository}/blobs/{layer_digest}"
+        self._path = f"/v2/reroot/blobs/{layer_digest}"
         self._timeout_s = timeout_s
         self._mine = threading.local()
         self._lock = threading.Lock()
         self._all: list[Client] = []
         self.name = self._client.base_url
 
-    @property
-    def url(self) -> str:
-        """Where the layer is."""
-        return self.name + self._path
-
     def read(self, offset: int, length: int) -> bytes:
         """Fetch a range; a server that is slower than SLOWEST counts as dead."""
-        return checked_range(self.ask(offset, length), self.url, offset, length)
-
-    def ask(self, offset: int, length: int, headers: Mapping[str, str] | None = None) -> Response:
-        """Ask for a range and return the answer, whatever it is."""
         client: Client | None = getattr(self._mine, "client", None)
         if client is None:
             client = self._mine.client = self._client.twin()
             with self._lock:
                 self._all.append(client)
-        return client.request("GET", self._path, headers={**(headers or {}), "Range": _span(offset, length)},
-                              max_bytes=max(length, 64 << 10), deadline_s=self._timeout_s + length / SLOWEST)
+        span = f"bytes={offset}-{offset + length - 1}"
+        answer = client.request("GET", self._path, headers={"Range": span}, max_bytes=max(length, 64 << 10),
+                                deadline_s=self._timeout_s + length / SLOWEST)
+        if answer.status in {404, 416}:
+            raise NotFoundError(f"{self.name} has no {span} of {self._path}; copy the release to it")
+        if answer.status != 206:
+            raise NetworkError(f"{self.name}{self._path} answered {answer.status} to a request for {span}; use a "
+                               "server that knows Range")
+        if len(answer.body) != length:
+            raise CorruptError(f"{self.name}{self._path} sent {len(answer.body)} bytes for {span}")
+        return answer.body
 
     def close(self) -> None:
         """Drop every connection; no thread may be reading."""
@@ -110,27 +110,11 @@ class HttpSource:
                 client.close()
 
 
-def checked_range(answer: Response, url: str, offset: int, length: int) -> bytes:
-    """Return the body of an answer to a request for a range; raises when it is anything else than that range."""
-    span = _span(offset, length)
-    if answer.status in {404, 416}:
-        raise NotFoundError(f"{url} has no {span}; copy the release to it")
-    if answer.status != 206:
-        raise NetworkError(f"{url} answered {answer.status} to a request for {span}; use a server that knows Range")
-    if len(answer.body) != length:
-        raise CorruptError(f"{url} sent {len(answer.body)} bytes for {span}")
-    return answer.body
-
-
-def _span(offset: int, length: int) -> str:
-    return f"bytes={offset}-{offset + length - 1}"
-
-
 class StageSource:
     """What was fetched ahead of a layer: `HEX.part` holds its bytes at their offsets, `HEX.have` says which."""
 
     def __init__(self, folder: Path, layer_digest: str) -> None:
-        stem = _hex(layer_digest)
+        stem = layer_hex(layer_digest)
         self.name = f"stage {folder}"
         self._have = _Have.load(folder / f"{stem}.have")
         self._part = folder / f"{stem}.part"
@@ -170,7 +154,7 @@ class StageWriter:
     """
 
     def __init__(self, folder: Path, layer_digest: str) -> None:
-        stem = _hex(layer_digest)
+        stem = layer_hex(layer_digest)
         self._folder = folder
         self._pending: list[tuple[int, int, int]] = []
         self._pending_bytes = 0
@@ -283,7 +267,8 @@ class _Have:
         return place >= 0 and offset + length <= self._ends[place]
 
 
-def _hex(layer_digest: str) -> str:
+def layer_hex(layer_digest: str) -> str:
+    """Return the hex digits of a layer's digest; raises UsageError."""
     digits = hex_of(layer_digest)
     if digits is None:
         raise UsageError(f"{layer_digest[:90]!r} is not a layer's digest; write sha256: and 64 hex digits")

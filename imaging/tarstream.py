@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from imaging.entry import ROOT, Entry, EntryType
 from plumbing.errors import UsageError
@@ -28,6 +28,21 @@ _NAME, _PREFIX = 100, 155
 
 _ACLS = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_TAGS = {0x01: b"user:", 0x02: b"user:%d", 0x04: b"group:", 0x08: b"group:%d", 0x10: b"mask:", 0x20: b"other:"}
+
+
+def order(entries: Sequence[Entry]) -> list[int]:
+    """Return the rows of `entries`, which are in tree order, as their records follow one another in the tar.
+
+    By time, so that what was made together stays together: the files of a package that has not changed keep their
+    neighbours from release to release. Directories come last: GNU tar then sets their times when nothing is put into
+    them any more.
+    """
+    return sorted(range(len(entries)), key=lambda row: place(entries[row], row))
+
+
+def place(entry: Entry, row: int) -> tuple[bool, int, int]:
+    """Return what `order` sorts an entry by, which is the one in `row` of the tree order."""
+    return entry.is_directory, 0 if entry.is_directory else entry.mtime_ns, row
 
 
 def padding(size: int) -> bytes:

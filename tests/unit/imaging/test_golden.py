@@ -16,9 +16,9 @@ from imaging.release import Release
 from plumbing.digest import sha256
 
 TAR = "sha256:12bc47c8d90197941b300e2fb9abbddfe84d5b80eacec6fc183d3af9392009cb"
-LAYER = "sha256:74137a0554e00e5cd6fd3c1d98aef19b780ded5dbf7f87e734666f4466673409"
-INDEX = "sha256:8cf6d19d056b5f31437e5f95209660e35856aa9994930f18b275ceac2ba78d04"
-MANIFEST = "sha256:fa36cb820b0afee7b60e1a80ff643dc47d4ba810627d2c16077f14faf37e2454"
+LAYER = "sha256:f7d7f37fc18338eeeff43916d031079f2facad30dadc31791a546b8c365025e3"
+INDEX = "sha256:aca78b977951891ba1906a2df9fff7ac9ebfe59fb46a87d80e8de1c7a99ffbce"
+MANIFEST = "sha256:cce310640631e612e8b0b49563e16ad146bc2a68b144f31db701a1d2ca7efd87"
 
 
 @pytest.mark.root

@@ -376,41 +376,7 @@ def test_where_passwords_come_from(tmp_path: Path) -> None:
 
 
 def test_a_token_server_is_asked(store: Store, tmp_path: Path) -> None:
-    """The registry wants a token and believes whoever holds the key of `cert`; the token server wants the password."""
-    run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tokens",
-         "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"])
-    asked: list[tuple[str, str | None]] = []
-
-    def give(handler: Handler) -> None:
-        asked.append((handler.path, handler.headers.get("Authorization")))
-        scope = parse_qs(urlsplit(handler.path).query)["scope"][0].split(":")
-        handler.send(200, json.dumps({"token": token(tmp_path, scope)}).encode())
-
-    class Tokens(dict[str, Callable[[Handler], None]]):
-        def get(self, path: str, default: object = None) -> Callable[[Handler], None]:
-            return give
-
-    with Server(tmp_path) as server:
-        server.answers = Tokens()
-        auth = {"token": {"realm": f"{server.url}/token", "service": "r", "issuer": "tokens",
-                          "rootcertbundle": str(tmp_path / "cert.pem")}}
-        with docker_registry.serving(tmp_path / "r", auth=auth) as host:
-            known = Credentials("ops", "secret")
-            transfer.push(store, REF, Registry(Place.parse(f"http://{host}/os/a"), known, pause=never), "1")
-    assert asked and all(who == known.basic() for _, who in asked)
-    assert "repository%3Aos%2Fa%3A" in asked[0][0] and "service=r" in asked[0][0]
-
-
-def token(folder: Path, scope: list[str]) -> str:
-    """Return a JWT as the registry's "Token Authentication Implementation" has it, with the certificate in x5c."""
-    def part(value: bytes) -> str:
-        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
-
-    certificate = "".join((folder / "cert.pem").read_text().splitlines()[1:-1])
-    claims = {"iss": "tokens", "sub": "ops", "aud": "r", "exp": int(clock.wall()) + 600, "nbf": int(clock.wall()) - 60,
-              "iat": int(clock.wall()) - 60, "jti": "1",
-              "access": [{"type": scope[0], "name": scope[1], "actions": scope[2].split(",")}]}
-    head = part(json.dumps({"typ": "JWT", "alg": "RS256", "x5c": [certificate]}).encode())
-    body = f"{head}.{part(json.dumps(claims).encode())}"
-    signed = run(["openssl", "dgst", "-sha256", "-sign", folder / "key.pem"], stdin=body.encode()).stdout
-    return f"{body}.{part(signed)}"
+    with docker_registry.guarded(tmp_path / "r") as (host, tokens):
+        known = Credentials(*docker_registry.TOKEN_LOGIN)
+        transfer.push(store, REF, Registry(Place.parse(f"http://{host}/os/a"), known, pause=never), "1")
+        assert tokens.given and set(tokens.given) == {"repository:os/a:pull,push"}

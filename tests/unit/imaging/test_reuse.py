@@ -13,7 +13,7 @@ from trees import noise, rich_tree
 
 from imaging.audit import audit, load_index
 from imaging.capture import capture
-from imaging.frames import LONGEST, PIECE, WORKERS_MEMORY, LayerWriter, compress, compression, workers_for
+from imaging.frames import COARSE, PIECE, WORKERS_MEMORY, LayerWriter, compress, compression, workers_for
 from imaging.release import COMPRESSION, Release
 from imaging.reuse import frame_keys, newest_base, opened_base
 from imaging.store import Store
@@ -196,7 +196,7 @@ def test_workers_stay_within_their_memory() -> None:
         most = workers_for(level, 1000)
         assert 1 <= most < 20
         assert workers_for(level, most) == most
-    assert WORKERS_MEMORY + LONGEST < 192 << 20
+    assert WORKERS_MEMORY + COARSE.longest < 192 << 20
 
 
 def test_compress_without_a_base_is_what_it_was(tmp_path: Path) -> None:

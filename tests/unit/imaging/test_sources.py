@@ -7,15 +7,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
+import docker_registry
 import pytest
-from docker_registry import LOGIN, REPOSITORY, Registry, registry
 from loopback import Handler, Server, drip, serving
 from trees import noise
 
+from imaging.registry import Place, Registry
+from imaging.registry_auth import Credentials
 from imaging.registry_source import RegistrySource
 from imaging.sources import FileSource, FrameSource, HttpSource, StageSource, StageWriter
+from plumbing.digest import sha256
 from plumbing.errors import BusyError, CorruptError, DiskError, NetworkError, NotFoundError, RerootError, UsageError
 
 LAYER = noise(1, 300_000)
@@ -30,11 +34,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Registry]]:
-    """A registry that anybody may read, and one that wants a token."""
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RegistrySource]]:
+    """The layer in a registry that anybody may read, and in one that wants a token."""
     folder = tmp_path_factory.mktemp("registries")
-    with registry(folder / "open") as plain, registry(folder / "guarded", tokens=True) as guarded:
-        yield [plain, guarded]
+    with docker_registry.serving(folder / "open") as host, docker_registry.guarded(folder / "guarded") as (other, _):
+        found = []
+        for at, known in ((host, None), (other, Credentials(*docker_registry.TOKEN_LOGIN))):
+            place = Place.parse(f"http://{at}/os/debian")
+            Registry(place, known).upload(sha256(LAYER), len(LAYER), BytesIO(LAYER))
+            found.append(RegistrySource(place, sha256(LAYER), known))
+        yield found
 
 
 def file_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
@@ -54,13 +63,13 @@ def stage_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
 
 
 def registry_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
-    running: Registry = request.getfixturevalue("registries")[0]
-    return RegistrySource(running.url, REPOSITORY, running.upload(LAYER))
+    found: list[RegistrySource] = request.getfixturevalue("registries")
+    return found[0]
 
 
 def token_source(tmp_path: Path, request: pytest.FixtureRequest) -> FrameSource:
-    running: Registry = request.getfixturevalue("registries")[1]
-    return RegistrySource(running.url, REPOSITORY, running.upload(LAYER), LOGIN)
+    found: list[RegistrySource] = request.getfixturevalue("registries")
+    return found[1]
 
 
 Maker = Callable[[Path, pytest.FixtureRequest], FrameSource]
