@@ -7,6 +7,7 @@ slower than the network costs no memory.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from imaging.index import Frame
 
 SPAN_BYTES = 2 << 20
 """How wide a range becomes, in bytes, unless one frame alone is wider."""
-AHEAD_BYTES = 24 << 20
+AHEAD_BYTES = 16 << 20
 """How much may be on its way or lie ready, in bytes."""
 LANES = 2
 """Ranges on their way from each provider: while one is checked the next is coming."""
-MOST_LANES = 8
+MOST_LANES = 6
+M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 256 << 10
+"""mallopt(3): buffers of this many bytes are mapped, and given back to the kernel when they are freed."""
 
 
 class Ahead:
@@ -32,6 +35,8 @@ class Ahead:
 
     def __init__(self, fetcher: FrameFetcher, frames: Sequence[Frame], *, span_bytes: int = SPAN_BYTES,
                  ahead_bytes: int = AHEAD_BYTES) -> None:
+        # glibc raises the threshold to what was freed last, up to 32 MiB: every thread then keeps megabytes for itself
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
         self._fetcher, self._span_bytes, self._ahead_bytes = fetcher, span_bytes, ahead_bytes
         self._todo = OrderedDict((frame.offset, frame) for frame in frames)
         self._coming: set[int] = set()
@@ -66,7 +71,8 @@ class Ahead:
         """Return the compressed bytes of a frame, checked; raises what fetching it raised."""
         key = frame.offset
         with self._changed:
-            while key in self._coming:
+            # A lane will take it while there is room; with none left, whoever needs it fetches it.
+            while key in self._coming or (key in self._todo and self._held < self._ahead_bytes and not self._stop):
                 self._changed.wait()
             found = self._ready.pop(key, None)
             if found is None:
@@ -109,4 +115,5 @@ class Ahead:
                 size += frame.length
             self._held += size
             self._coming.update(frame.offset for frame in taken)
+            self._changed.notify_all()
             return taken

@@ -71,7 +71,9 @@ def restore(session: Session) -> Mapping[str, object]:
     missing = [number for number in content.missing(session) if number not in done]
     with _tickets(session, bool(missing)) as urls:
         noted, frames = _Noted(session), session.index.frames
-        with Ahead(content.fetcher(session, urls), [frames[number] for number in missing]) as ahead:
+        needed = {extent.frame for entry in session.index.entries for extent in entry.extents}  # others hold headers
+        announced = [frames[number] for number in missing if number in needed]
+        with Ahead(content.fetcher(session, urls), announced) as ahead:
             report = unpack(session.index, ahead, root, workers=WORKERS, progress=session.progress("restore"),
                             done=done, on_frame=noted.add)
         noted.write()

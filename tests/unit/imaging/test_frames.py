@@ -83,7 +83,7 @@ def test_another_time_leaves_the_frames_of_large_content_as_they_are() -> None:
         recorder = Recorder()
         cutter = Cutter(recorder)  # type: ignore[arg-type]
         cutter.add(head, b"small", bytes(507), b"")
-        cutter.add_large(head, iter([b"1" * PIECE, b"2" * 7]), bytes(505))
+        cutter.add_large(b"f", head, iter([b"1" * PIECE, b"2" * 7]), bytes(505))
         cutter.add(head, b"small", bytes(507), b"")
         cutter.cut()
         recorders.append(recorder.raw)

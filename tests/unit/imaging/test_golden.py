@@ -15,9 +15,9 @@ import pytest
 from imaging.release import Release
 from plumbing.digest import sha256
 
-TAR = "sha256:12bc47c8d90197941b300e2fb9abbddfe84d5b80eacec6fc183d3af9392009cb"
-LAYER = "sha256:f7d7f37fc18338eeeff43916d031079f2facad30dadc31791a546b8c365025e3"
-INDEX = "sha256:aca78b977951891ba1906a2df9fff7ac9ebfe59fb46a87d80e8de1c7a99ffbce"
+TAR = "sha256:ea929576efad01c41f3ff7d1c800f4a2a706aff3679b58aa46e946b95c771ee1"
+LAYER = "sha256:0a39d1c2cdddd96687163be4be74b3ae760ab3139e114856a9d83d7666b96a7f"
+INDEX = "sha256:680250476b5493d0527c06be090af98fbb10d7de67ceb17b3e85f243de847407"
 MANIFEST = "sha256:cce310640631e612e8b0b49563e16ad146bc2a68b144f31db701a1d2ca7efd87"
 
 
