@@ -25,7 +25,8 @@ Input: the two Debian 12 roots of `lab/roots.py`, as released and with all updat
 entries and is a tar of {found.raw_bytes / 1e6:.0f} MB.
 
 Restore verifies every frame on the way in; `zstd -dc, tar -x` verifies nothing, casync every chunk. Read-back compares
-content and metadata of every entry after the page cache was dropped; b3sum hashes contents only.
+content and metadata of every entry after the page cache was dropped; b3sum hashes contents only. From the old root a
+host fetches the frames that it can't make from its own files, as casync does with that root as its seed.
 """
     tables = [
         "| what | reroot | peer | its figure | ratio | target | |", "|---|---|---|---|---|---|---|",

@@ -16,6 +16,7 @@ from bench import peers
 from imaging.capture import capture
 from imaging.fetch import FrameFetcher
 from imaging.index import Index
+from imaging.rebuild import TreeSource, known_content
 from imaging.release import Release
 from imaging.restore import restore
 from imaging.sources import FileSource
@@ -166,12 +167,17 @@ class _Bench:
         before, after = FileSource(old.layer), FileSource(made.layer)
         known = {frame.digest for frame in old.index(before).frames}
         ours = sum(frame.length for frame in made.index(after).frames if frame.digest not in known)
+        kept = known_content(self.old, made.index(after).entries)
+        local = TreeSource(made.index(after), kept, 3)
+        lacking_frames = sum(frame.length for number, frame in enumerate(made.index(after).frames)
+                             if not local.has(number))
         before.close()
         after.close()
         had = peers.chunks(self.store)
         peers.casync_make(self.old, self.scratch / "old-chunks", self.scratch / "old.caidx")
         lacking = had.keys() - peers.chunks(self.scratch / "old-chunks").keys()
-        return {"old to new, frames and index": ours + made.release.index_length,
+        return {"old to new, frames and index": lacking_frames + made.release.index_length,
+                "old to new, by frames of the older release": ours + made.release.index_length,
                 "old to new, casync's chunks and index":
                     sum(had[name] for name in lacking) + self.index.stat().st_size}
 
@@ -202,6 +208,9 @@ def _rows(times: Mapping[str, list[float]], sizes: Mapping[str, int]) -> tuple[R
             statistics.median(times["b3sum"]), "s", speed, 0.8, at_least=True),
         sized("size", "reroot, level 3", "tar, zstd -3", 1.05),
         sized("size", f"reroot, level {SLOW_LEVEL}", f"tar, zstd -{SLOW_LEVEL}", 1.05),
-        sized("old to new", "old to new, frames and index", "old to new, casync's chunks and index", 0.8),
+        sized("old to new, from the old root", "old to new, frames and index",
+              "old to new, casync's chunks and index", 0.8),
+        sized("old to new, from the old release", "old to new, by frames of the older release",
+              "old to new, casync's chunks and index", 0.8),
         Row("restore, peak of memory", "192 MiB", peak, 192, "MiB", peak / 192, 1.0),
     )

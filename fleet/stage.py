@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from imaging import recovery_manifest
 from plumbing import durable
-from plumbing.errors import RefusedError
+from plumbing.errors import DiskError, NetworkError, RefusedError
 from recovery import bootloader, disks, firststage, servers
 from recovery.identity import AGENT, Identity
 from recovery.log import Log, size
@@ -26,8 +26,9 @@ from recovery.startable import require_startable
 from recovery.tickets import held, still_held
 
 if TYPE_CHECKING:
+    from imaging.index import Index
     from imaging.release import Release
-    from imaging.sources import FrameSource
+    from imaging.sources import FrameSource, StageWriter
     from imaging.trusted import TrustedCatalogue
     from throttle.client import Ticket
 
@@ -58,8 +59,10 @@ def refuse_separate_boot(root: Path = Path("/")) -> None:
 class Stager:
     """One order on one host."""
 
-    def __init__(self, order: Order, identity: Identity, local: Path, log: Log, reporter: Reporter) -> None:
+    def __init__(self, order: Order, identity: Identity, local: Path, log: Log, reporter: Reporter,
+                 root: Path = Path("/")) -> None:
         self.order, self.identity, self.local, self.log, self.reporter = order, identity, local, log, reporter
+        self.root = root
         self.folder = local / "recover/stage"
         self.believed = catalogue(identity, local)
 
@@ -125,10 +128,11 @@ class Stager:
         require_startable(index.entries, release.ref)
         fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
         with StageWriter(self.folder, release.layer_digest) as stage:
+            stage.put(release.index_offset, packed)
             todo = [number for number in range(len(index.frames)) if not stage.has(number)]
+            todo = self._make(release, index, stage, todo)
             total = sum(index.frames[number].length for number in todo)
             self.log.say("stage", f"{release.ref}: {len(todo)} of {len(index.frames)} frames to fetch, {size(total)}")
-            stage.put(release.index_offset, packed)
             done = 0
             with Ahead(fetcher, [index.frames[number] for number in todo]) as ahead:
                 for start in range(0, len(todo), WINDOW):
@@ -139,6 +143,36 @@ class Stager:
                         done += len(data)
                     self.reporter.send("stage", "progress", {"done": done, "total": total})
         return {"frames": len(todo), "bytes": total}
+
+    def _make(self, release: Release, index: Index, stage: StageWriter, todo: list[int]) -> list[int]:
+        """Stage the frames that this host's own files are enough for; returns the numbers of the others."""
+        from imaging.fetch import FrameFetcher
+        from imaging.frames import level_of
+        from imaging.rebuild import TreeSource, known_content
+
+        level = level_of(release.compression)
+        if level is None or not todo:
+            return todo
+        wanted = set(todo)
+        entries = [entry for entry in index.entries if any(extent.frame in wanted for extent in entry.extents)]
+        try:
+            local = TreeSource(index, known_content(self.root, entries), level)
+        except DiskError as error:
+            self.log.say("stage", f"all frames are fetched, for this host's files can't be read: {error.sentence}")
+            return todo
+        fetcher, made = FrameFetcher([local], patience_s=0, pause_s=0), set[int]()
+        for number in filter(local.has, todo):
+            try:
+                data = fetcher.frame(index.frames[number])
+            except NetworkError as error:  # another zstd made the release, or files changed: what is left is fetched
+                self.log.say("stage", error.sentence)
+                if fetcher.width == 0:
+                    break
+            else:
+                stage.put(index.frames[number].offset, data, number)
+                made.add(number)
+        self.log.say("stage", f"{release.ref}: {len(made)} of {len(todo)} frames made of this host's own files")
+        return [number for number in todo if number not in made]
 
     # -- the recovery image ----------------------------------------------------------------------------------
 

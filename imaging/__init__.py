@@ -10,9 +10,9 @@ that a tar, a disk image or an OCI image holds. `needed` says what of a store ma
 stores: what travels with a release (`bundle`), a registry (`registry_auth`, `registry`), sending and receiving
 (`transfer`), folders and archives (`layouts`).
 
-Restoring: `trusted` yields a manifest that the site's keys vouch for, `sources`, `registry_source`, `fetch` and
-`ahead` bring frames and believe no source, `restore` makes the tree, `verify` reads it back from the disk;
-`footprint` says what it takes.
+Restoring: `trusted` yields a manifest that the site's keys vouch for; `sources`, `registry_source` and `rebuild` have
+frames, `fetch` and `ahead` bring them and believe no source; `restore` makes the tree, `verify` reads it back from the
+disk; `footprint` says what it takes.
 
 Deltas: `delta_match` finds an old file like each new one, `delta_build` packs the new with the old as dictionary
 (`repack` takes gzip files apart, `delta_index` writes the index so that little of it changes), `delta` and

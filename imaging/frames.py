@@ -110,6 +110,11 @@ def compression(level: int) -> str:
     return f"zstd-{'.'.join(map(str, zstandard.ZSTD_VERSION))}-{level}"
 
 
+def level_of(made: str | None) -> int | None:
+    """Return the level that gives the bytes of frames `made` so, with the library of this process; None for others."""
+    return next((level for level in range(1, 20) if compression(level) == made), None)
+
+
 def workers_for(level: int, cores: int) -> int:
     """Return how many workers may compress at `level` at once on so many cores, within WORKERS_MEMORY.
 

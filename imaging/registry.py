@@ -268,7 +268,8 @@ class Registry:
         known = self._credentials
         headers = {"Authorization": known.basic()} if known is not None and known.user else {}
         target = f"{parts.path}?{'&'.join(filter(None, (parts.query, query)))}"
-        answer = self._client(origin).request("GET", target, headers=headers, max_bytes=1 << 20, deadline_s=self._answer_s)
+        answer = self._client(origin).request("GET", target, headers=headers, max_bytes=1 << 20,
+                                              deadline_s=self._answer_s)
         if answer.status != 200:
             raise self._refusal(answer)
         told = answer.json()

@@ -105,7 +105,7 @@ def serving(folder: Path, http: Mapping[str, object] | None = None, auth: object
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[tuple[str, TokenServer]]:
-    """Run a registry that wants a token for everything, and the server that gives them; yield its host:port and that."""
+    """Run a registry that wants tokens, and the server that gives them; yield its host:port and that server."""
     folder.mkdir()
     tokens = TokenServer(folder)
     threading.Thread(target=tokens.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from servers import Machine, Server, free_port, make_site, serving, wait_until
 
 from fleet import agent, stage
@@ -50,7 +52,8 @@ class Bench:
         found, log = identity.load(self.local), Log([self.out])
         assert found is not None
         order = replace(self.order, **changes)  # type: ignore[arg-type]
-        made = Stager(order, found, self.local, log, reporter or Reporter(log))
+        made = Stager(order, found, self.local, log, reporter or Reporter(log), self.local / "old-root")
+        made.root.mkdir(exist_ok=True)
         made.folder.mkdir(exist_ok=True)
         return made
 
@@ -105,16 +108,31 @@ def test_a_release_is_staged_and_a_cut_one_goes_on(bench: Bench) -> None:
     index = bench.release.read_index(had.read(bench.release.index_offset, bench.release.index_length))
     present = [number for number in range(len(index.frames)) if had.has(number)]
     had.close()
-    assert len(present) == WINDOW < len(index.frames)
+    with_content = {extent.frame for entry in index.entries for extent in entry.extents}
+    assert sum(number in with_content for number in present) == WINDOW < len(with_content)
     told = bench.stager()._frames()
-    assert told["frames"] == len(index.frames) - WINDOW
+    assert told["frames"] == len(with_content) - WINDOW
     whole = StageSource(stage, bench.release.layer_digest)
-    from blake3 import blake3
-
     for frame in index.frames:
         assert blake3(whole.read(frame.offset, frame.length)).digest() == frame.digest
     whole.close()
     assert bench.stager()._frames()["frames"] == 0
+
+
+def test_frames_of_which_the_host_has_the_content_are_made_on_the_spot(
+        bench: Bench, running: tuple[Server, Release]) -> None:
+    tree = running[0].site.root.parent / "tree"
+    stager = bench.stager()
+    for number in range(0, 24, 2):
+        shutil.copyfile(tree / f"{number}", stager.root / f"other name {number}")
+    fetched = stager._frames()["frames"]
+    stage = StageSource(bench.local / "recover/stage", bench.release.layer_digest)
+    index = bench.release.read_index(stage.read(bench.release.index_offset, bench.release.index_length))
+    for frame in index.frames:
+        assert blake3(stage.read(frame.offset, frame.length)).digest() == frame.digest
+    assert fetched == len({extent.frame for entry in index.entries if entry.path.isdigit() and int(entry.path) % 2
+                           for extent in entry.extents}) == 12
+    assert "frames made of this host's own files" in bench.out.getvalue()
 
 
 def test_what_is_staged_already_needs_no_room_and_other_releases_make_room(

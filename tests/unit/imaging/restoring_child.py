@@ -30,9 +30,12 @@ def main(manifest: str, target: str, journal: str, *places: str) -> None:
     print("begin", flush=True)
     needed = {extent.frame for entry in index.entries for extent in entry.extents} - done
     missing = [index.frames[number] for number in sorted(needed)]
+
+    def note(number: int) -> None:
+        written.frames({number})
+
     with Ahead(FrameFetcher([tuple(sources)]), missing) as ahead:
-        report = restoring.restore(index, ahead, Path(target), workers=2, done=done,
-                                   on_frame=lambda number: written.frames({number}) and None)
+        report = restoring.restore(index, ahead, Path(target), workers=2, done=done, on_frame=note)
     print(report.frames_reused, peak(), flush=True)
 
 

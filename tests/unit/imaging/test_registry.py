@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import docker_registry
 import pytest
-from loopback import Handler, Server
 from trees import describe
 
 from control.files import Library
@@ -25,7 +23,6 @@ from imaging.release import Release, canonical
 from imaging.restore import restore
 from imaging.sources import FileSource
 from imaging.store import INDEX_TYPE, MANIFEST_TYPE, Store
-from plumbing import clock
 from plumbing.digest import sha256
 from plumbing.errors import (
     ConfigError,

@@ -1,0 +1,119 @@
+"""Frames made from an older tree: bit for bit, and never believed when they are not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import captured
+import pytest
+from blake3 import blake3
+from captured import Captured
+from trees import describe, noise
+
+from imaging import fetch, rebuild
+from imaging.ahead import Ahead
+from imaging.fetch import FrameFetcher
+from imaging.frames import Packed
+from imaging.rebuild import TreeSource, known_content
+from imaging.restore import restore
+from plumbing.errors import CorruptError, NotFoundError
+
+LEVEL = 3
+
+
+def source_of(tree: Path, made: Captured, level: int = LEVEL) -> TreeSource:
+    return TreeSource(made.index, known_content(tree, made.index.entries), level)
+
+
+@pytest.mark.root
+def test_every_frame_comes_out_as_it_is_in_the_release(tmp_path: Path) -> None:
+    """From a copy with other times, names and owners: content is all that counts."""
+    made = captured.rich(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, path in enumerate(path for path in made.tree.rglob("*") if path.is_file() and not path.is_symlink()):
+        shutil.copyfile(path, other / f"{number}")
+    source = source_of(other, made)
+    for number, frame in enumerate(made.index.frames):
+        assert source.has(number)
+        assert blake3(source.read(frame.offset, frame.length)).digest() == frame.digest
+    first, second = made.index.frames[:2]
+    assert source.read(first.offset, first.length + second.length) == made.source.read(
+        first.offset, first.length + second.length)
+
+
+@pytest.mark.root
+def test_an_upgrade_fetches_only_what_has_new_content(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "usr").mkdir(parents=True)
+    for number in range(400):
+        (tree / f"usr/{number:03}").write_bytes(noise(number, 10_000))
+    (tree / "usr/large").write_bytes(noise(9999, 9 << 20))
+    old = tmp_path / "old"
+    shutil.copytree(tree, old)
+    (tree / "usr/200").write_bytes(b"new")
+    for path in tree.rglob("*"):
+        os.utime(path, ns=(0, 7))  # as when a package is built again
+    made = Captured(tmp_path, tree)
+    local = source_of(old, made)
+    fetcher = FrameFetcher([local, made.source], pause_s=0)
+    target = tmp_path / "target"
+    target.mkdir()
+    restore(made.index, fetcher, target)
+    assert describe(target) == describe(tree)
+    here, there = fetcher.report()
+    assert (here.lies, here.failures, there.frames) == (0, 0, 1)
+    lacking = [frame for number, frame in enumerate(made.index.frames) if not local.has(number)]
+    assert len(lacking) == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("change", ["content", "gone", "link"])
+def test_a_tree_that_changes_afterwards_is_not_believed(tmp_path: Path, change: str) -> None:
+    made = captured.rich(tmp_path)
+    old = tmp_path / "old"
+    shutil.copytree(made.tree, old, symlinks=True, ignore=lambda *_: ["fifo", "char", "block"])
+    source = source_of(old, made)
+    large = old / "large"
+    status = large.stat()
+    if change == "content":  # its length and time stay, only bytes tell
+        large.write_bytes(noise(77, status.st_size))
+        os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        large.unlink()
+        (old / "zz-link").unlink()
+        if change == "link":
+            large.symlink_to("exact")
+    fetcher = FrameFetcher([source, made.source], pause_s=0)
+    target = tmp_path / "target"
+    target.mkdir()
+    with Ahead(fetcher, made.index.frames) as ahead:
+        restore(made.index, ahead, target)
+    assert describe(target) == describe(made.tree)
+
+
+@pytest.mark.root
+def test_another_compressor_is_found_out_and_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = captured.rich(tmp_path)
+    source = source_of(made.tree, made)
+    monkeypatch.setattr(rebuild, "compress", lambda raw, level: Packed(raw, b"", False))
+    with pytest.raises(CorruptError, match="another zstd made the release"):
+        source.read(made.index.frames[0].offset, made.index.frames[0].length)
+    monkeypatch.setattr(fetch, "RETRY_S", 0.0)
+    fetcher = FrameFetcher([source, made.source], pause_s=0)
+    for frame in made.index.frames:
+        assert blake3(fetcher.frame(frame)).digest() == frame.digest
+    report = fetcher.report()[0]
+    assert "another zstd" in str(report.dropped) and report.lies == 2
+
+
+@pytest.mark.root
+def test_ranges_that_are_no_frames_are_not_here(tmp_path: Path) -> None:
+    made = captured.rich(tmp_path)
+    source = source_of(made.tree, made)
+    frame = made.index.frames[1]
+    for offset, length in [(frame.offset + 1, 10), (frame.offset, frame.length - 1), (1 << 50, 1)]:
+        with pytest.raises(NotFoundError):
+            source.read(offset, length)
