@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleet import health
+from fleet.local_frames import LocalFrames
 from imaging import recovery_manifest
 from plumbing import durable
-from plumbing.errors import DiskError, NetworkError, RefusedError
+from plumbing.errors import RefusedError
 from recovery import bootloader, disks, firststage, servers
 from recovery.identity import AGENT, Identity
 from recovery.log import Log, size
@@ -98,8 +100,7 @@ class Stager:
         there = self._drop_others(release.layer_digest.removeprefix("sha256:"))
         disks.require_space(self.folder, max(0, release.layer_size - there) + SLACK_BYTES,
                             f"the stage of release {release.ref}")
-        with self._tickets() as tickets:
-            return self._fetch(release, tickets)
+        return self._fetch(release)
 
     def _drop_others(self, stem: str) -> int:
         """Remove what was staged of other releases; returns the bytes on disk of this one's stage."""
@@ -116,63 +117,49 @@ class Stager:
             self.reporter.send("stage", "progress", {"tickets": [ticket.ticket for ticket in found]})
             yield found
 
-    def _fetch(self, release: Release, tickets: tuple[Ticket, ...]) -> dict[str, object]:
-        from imaging.ahead import Ahead
-        from imaging.fetch import FrameFetcher
-        from imaging.sources import HttpSource, StageWriter
+    def _fetch(self, release: Release) -> dict[str, object]:
+        from imaging.sources import StageWriter
 
-        urls = (ticket.url for ticket in tickets if ticket.url)
-        sources: list[tuple[FrameSource, ...]] = [tuple(HttpSource(url, release.layer_digest) for url in group)
-                                                  for group in servers.groups(self.order, urls)]
-        packed, index = servers.read_index([source for group in sources for source in group], release)
+        packed, index = servers.read_index([place for group in self._sources(release.layer_digest) for place in group],
+                                           release)
         require_startable(index.entries, release.ref)
-        fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))
         with StageWriter(self.folder, release.layer_digest) as stage:
             stage.put(release.index_offset, packed)
-            todo = [number for number in range(len(index.frames)) if not stage.has(number)]
-            todo = self._make(release, index, stage, todo)
-            total = sum(index.frames[number].length for number in todo)
-            self.log.say("stage", f"{release.ref}: {len(todo)} of {len(index.frames)} frames to fetch, {size(total)}")
-            done = 0
-            with Ahead(fetcher, [index.frames[number] for number in todo]) as ahead:
-                for start in range(0, len(todo), WINDOW):
-                    still_held(tickets)
-                    for number in todo[start:start + WINDOW]:
-                        data = ahead.frame(index.frames[number])
-                        stage.put(index.frames[number].offset, data, number)
-                        done += len(data)
-                    self.reporter.send("stage", "progress", {"done": done, "total": total})
-        return {"frames": len(todo), "bytes": total}
+            local = LocalFrames(self.root, release, index, stage, lambda text: self.log.say("stage", text))
+            todo = local.of_files([number for number in range(len(index.frames)) if not stage.has(number)])
+            if not todo:
+                return {"frames": 0, "bytes": 0}
+            with self._tickets() as tickets:
+                installed = health.installed(self.root / health.RELEASE_FILE.relative_to("/"))
+                todo = local.of_delta(todo, self.believed, (installed.get("release", ""), installed.get("digest", "")),
+                                      lambda digest: self._sources(digest, tickets), self.folder / "changed")
+                return self._fetch_frames(release, index, stage, todo, tickets)
 
-    def _make(self, release: Release, index: Index, stage: StageWriter, todo: list[int]) -> list[int]:
-        """Stage the frames that this host's own files are enough for; returns the numbers of the others."""
+    def _sources(self, digest: str, tickets: tuple[Ticket, ...] = ()) -> list[tuple[FrameSource, ...]]:
+        from imaging.sources import HttpSource
+
+        urls = (ticket.url for ticket in tickets if ticket.url)
+        return [tuple(HttpSource(url, digest) for url in group) for group in servers.groups(self.order, urls)]
+
+    def _fetch_frames(self, release: Release, index: Index, stage: StageWriter, todo: list[int],
+                      tickets: tuple[Ticket, ...]) -> dict[str, object]:
+        from imaging.ahead import Ahead
         from imaging.fetch import FrameFetcher
-        from imaging.frames import level_of
-        from imaging.rebuild import TreeSource, known_content
 
-        level = level_of(release.compression)
-        if level is None or not todo:
-            return todo
-        wanted = set(todo)
-        entries = [entry for entry in index.entries if any(extent.frame in wanted for extent in entry.extents)]
-        try:
-            local = TreeSource(index, known_content(self.root, entries), level)
-        except DiskError as error:
-            self.log.say("stage", f"all frames are fetched, for this host's files can't be read: {error.sentence}")
-            return todo
-        fetcher, made = FrameFetcher([local], patience_s=0, pause_s=0), set[int]()
-        for number in filter(local.has, todo):
-            try:
-                data = fetcher.frame(index.frames[number])
-            except NetworkError as error:  # another zstd made the release, or files changed: what is left is fetched
-                self.log.say("stage", error.sentence)
-                if fetcher.width == 0:
-                    break
-            else:
-                stage.put(index.frames[number].offset, data, number)
-                made.add(number)
-        self.log.say("stage", f"{release.ref}: {len(made)} of {len(todo)} frames made of this host's own files")
-        return [number for number in todo if number not in made]
+        total = sum(index.frames[number].length for number in todo)
+        self.log.say("stage", f"{release.ref}: {len(todo)} of {len(index.frames)} frames to fetch, {size(total)}")
+        fetcher = FrameFetcher(self._sources(release.layer_digest, tickets),
+                               note=lambda text: self.log.say("stage", text))
+        done = 0
+        with Ahead(fetcher, [index.frames[number] for number in todo]) as ahead:
+            for start in range(0, len(todo), WINDOW):
+                still_held(tickets)
+                for number in todo[start:start + WINDOW]:
+                    data = ahead.frame(index.frames[number])
+                    stage.put(index.frames[number].offset, data, number)
+                    done += len(data)
+                self.reporter.send("stage", "progress", {"done": done, "total": total})
+        return {"frames": len(todo), "bytes": total}
 
     # -- the recovery image ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from blake3 import blake3
 from imaging import delta, repack
 from imaging.delta import Base, Content, Delta, files
 from imaging.delta_index import from_lines, to_lines
-from imaging.entry import Entry, Extent, Progress, printable
+from imaging.entry import ROOT, Entry, EntryType, Extent, Progress, printable
 from imaging.file_contents import FileContents, FrameGiver, Kept, LayerContents, Payloads, unpacked
 from imaging.folders import Folders
 from imaging.index import Frame, Index
@@ -86,6 +86,29 @@ def apply(
     finally:
         applied.close()
     return report, applied.taken()
+
+
+def make_contents(
+    head: Delta, old: Index, new: Index, folder: Path, wanted: Set[bytes], *, contents: FileContents,
+    frames: FrameGiver, full: FrameGiver, workers: int = 2, progress: Progress | None = None,
+) -> Taken:
+    """Make those contents of `new` whose digests are `wanted` as files named by them in `folder`, which is empty.
+
+    The other arguments are those of `apply`. A content made in pieces is right by the delta's word alone: whoever uses
+    it compares its digest.
+    """
+    delta.check(head, old, new)
+    applied = Applied(head, old, new, contents, frames, full, folder)
+    top = Entry(ROOT, EntryType.DIRECTORY, 0o700, 0, 0, 0)
+    named = {entry.digest: Entry(entry.digest.hex().encode(), EntryType.FILE, 0o600, 0, 0, 0, entry.size,
+                                 digest=entry.digest, extents=entry.extents)
+             for entry in applied.index.entries if entry.size and entry.digest in wanted}
+    try:
+        restore(Index((top, *named.values()), applied.index.frames), applied, folder, workers=workers,
+                progress=progress)
+    finally:
+        applied.close()
+    return applied.taken()
 
 
 class Applied:

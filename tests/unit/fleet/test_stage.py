@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,10 @@ from servers import Machine, Server, free_port, make_site, serving, wait_until
 
 from fleet import agent, stage
 from fleet.stage import WINDOW, Stager, refuse_separate_boot
+from imaging import delta_build
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
+from imaging.delta_manifest import DeltaManifest
 from imaging.release import Release
 from imaging.sources import StageSource
 from imaging.store import Store
@@ -33,6 +36,7 @@ from throttle import client as throttle
 from throttle.client import Ticket, _Life
 
 TARGET = "releases/debian/13.1/amd64.json"
+OLD_REF, OLD_TARGET = "debian/12.0/amd64", "releases/debian/12.0/amd64.json"
 _NUMBERS = itertools.count(1)
 ORDER_ID = "6f1d5f0e-5b0b-4d53-9f0b-8f1d6a2c7e11"
 
@@ -69,10 +73,25 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     (tree / "boot/vmlinuz-6.1").touch()
     for number in range(24):
         (tree / f"{number}").write_bytes(os.urandom(1 << 20))
-    manifest = capture(tree, Store(site.store), name="debian", version="13.1", arch="amd64", level=1)
-    Catalogue(site.catalogue, site.keys).publish(TARGET, manifest)
+    store, catalogue = Store(site.store), Catalogue(site.catalogue, site.keys)
+    manifest = capture(tree, store, name="debian", version="13.1", arch="amd64", level=1)
+    catalogue.publish(TARGET, manifest)
+    older = capture(older_tree(tree, folder / "older"), store, name="debian", version="12.0", arch="amd64", level=1)
+    catalogue.publish(OLD_TARGET, older)
+    found = delta_build.build(store, Release.parse(older), Release.parse(manifest))
+    catalogue.publish(DeltaManifest.parse(found).target, found)
     with serving(site) as server:
         yield server, Release.parse(manifest)
+
+
+def older_tree(tree: Path, folder: Path) -> Path:
+    """Make the release before: of every second file another byte."""
+    shutil.copytree(tree, folder)
+    for number in range(1, 24, 2):
+        with (folder / f"{number}").open("r+b") as stream:
+            stream.seek(1000)
+            stream.write(b"before")
+    return folder
 
 
 @pytest.fixture
@@ -133,6 +152,58 @@ def test_frames_of_which_the_host_has_the_content_are_made_on_the_spot(
     assert fetched == len({extent.frame for entry in index.entries if entry.path.isdigit() and int(entry.path) % 2
                            for extent in entry.extents}) == 12
     assert "frames made of this host's own files" in bench.out.getvalue()
+
+
+def on_the_older_release(bench: Bench, running: tuple[Server, Release], digest: str | None = None) -> Stager:
+    """Return a stager on a host that runs the older release, and says that it is the one of that `digest`."""
+    site, stager = running[0].site, bench.stager()
+    stager.root.rmdir()
+    shutil.copytree(site.root.parent / "older", stager.root)
+    (stager.root / "etc/reroot").mkdir(parents=True)
+    told = {"release": OLD_REF, "digest": digest or Release.parse(Store(site.store).manifest(OLD_REF)).digest}
+    (stager.root / "etc/reroot/release.json").write_text(json.dumps(told))
+    return stager
+
+
+def staged_right(bench: Bench) -> bool:
+    stage = StageSource(bench.local / "recover/stage", bench.release.layer_digest)
+    index = bench.release.read_index(stage.read(bench.release.index_offset, bench.release.index_length))
+    return all(blake3(stage.read(frame.offset, frame.length)).digest() == frame.digest for frame in index.frames)
+
+
+def test_a_delta_from_the_release_that_runs_takes_the_place_of_frames(
+        bench: Bench, running: tuple[Server, Release]) -> None:
+    assert on_the_older_release(bench, running)._frames() == {"frames": 0, "bytes": 0}
+    assert staged_right(bench)
+    assert f"of a delta from {OLD_REF} instead of frames" in bench.out.getvalue()
+    assert not (bench.local / "recover/stage/changed").exists()
+
+
+def test_a_file_that_drifted_from_its_release_is_made_of_the_full_one(
+        bench: Bench, running: tuple[Server, Release]) -> None:
+    stager = on_the_older_release(bench, running)
+    (stager.root / "5").write_bytes(b"edited by somebody")
+    stager._frames()
+    assert staged_right(bench)
+    assert "1 files are not as debian/12.0/amd64 had them, the first is /5" in bench.out.getvalue()
+
+
+def test_another_release_of_that_name_or_a_delta_that_is_gone_leaves_frames_to_fetch(
+        bench: Bench, running: tuple[Server, Release]) -> None:
+    site = running[0].site
+    other = on_the_older_release(bench, running, "sha256:" + "0" * 64)
+    assert other._frames()["frames"] == 12
+    shutil.rmtree(bench.local / "recover/stage")
+    shutil.rmtree(other.root)
+    blob = Store(site.store).blob_path(DeltaManifest.parse(
+        Catalogue(site.catalogue, site.keys).read(f"deltas/{OLD_REF}/{bench.release.ref}.json")).blob_digest)
+    blob.rename(blob.with_suffix(".away"))
+    try:
+        assert on_the_older_release(bench, running)._frames()["frames"] == 12
+    finally:
+        blob.with_suffix(".away").rename(blob)
+    assert staged_right(bench)
+    assert "is of no use here, frames are fetched" in bench.out.getvalue()
 
 
 def test_what_is_staged_already_needs_no_room_and_other_releases_make_room(

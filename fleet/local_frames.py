@@ -1,0 +1,158 @@
+"""Frames of a release that this host makes itself: of its own files, and of a delta to them (I/O).
+
+In: a release's index, the stage, which frames it lacks. Out: the frames that came out as the index says, in the stage.
+Nothing here has to work: what can't be made, or comes out otherwise, is fetched. docs/protocols/release.md, "Fetching".
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plumbing import durable
+from plumbing.errors import NetworkError, NotFoundError, RerootError
+from recovery import disks, servers
+from recovery.log import size
+
+if TYPE_CHECKING:
+    from imaging.delta_manifest import DeltaManifest
+    from imaging.index import Index
+    from imaging.rebuild import There
+    from imaging.release import Release
+    from imaging.sources import FrameSource, StageWriter
+    from imaging.trusted import TrustedCatalogue
+
+Sources = Callable[[str], Sequence[tuple["FrameSource", ...]]]
+"""Gives for a blob's digest the places that may have it, in groups, nearest first."""
+SLACK_BYTES = 64 << 20
+"""Room to leave on the stage's filesystem beside what a delta makes there."""
+
+
+class LocalFrames:
+    """What the tree `root` gives of a release that is being staged in `stage`."""
+
+    def __init__(self, root: Path, release: Release, index: Index, stage: StageWriter,
+                 say: Callable[[str], None]) -> None:
+        from imaging.frames import level_of
+
+        self._root, self._release, self._index, self._stage, self._say = root, release, index, stage, say
+        self._level = level_of(release.compression)
+        self._found: dict[bytes, There] = {}
+
+    def of_files(self, todo: list[int]) -> list[int]:
+        """Stage the frames that the files below the root are enough for; returns the numbers of the others."""
+        from imaging.rebuild import known_content
+
+        if self._level is None or not todo:
+            return todo
+        wanted = set(todo)
+        entries = [entry for entry in self._index.entries if any(extent.frame in wanted for extent in entry.extents)]
+        try:
+            self._found = known_content(self._root, entries)
+        except RerootError as error:
+            self._say(f"this host's files can't be read, all frames are fetched: {error.sentence}")
+            return todo
+        return self._make(todo, "this host's own files")
+
+    def of_delta(self, todo: list[int], believed: TrustedCatalogue, installed: tuple[str, str], sources: Sources,
+                 scratch: Path) -> list[int]:
+        """Stage frames with the help of a delta from the release `installed` (its ref and digest), if there is one.
+
+        Nothing is done when it is longer than the frames in `todo`. `scratch` is a folder to be made and removed.
+        """
+        if self._level is None or not todo or not installed[0] or installed[0] == self._release.ref:
+            return todo
+        try:
+            there = self._listed(believed, installed)
+            if there is None or there[1].blob_size >= sum(self._index.frames[number].length for number in todo):
+                return todo
+            self._say(f"{size(there[1].blob_size)} of a delta from {installed[0]} instead of frames")
+            self._made_contents(*there, todo, sources, scratch)
+            return self._make(todo, f"the delta from {installed[0]}")
+        except RerootError as error:
+            self._say(f"the delta from {installed[0]} is of no use here, frames are fetched: {error.sentence}")
+            return todo
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _listed(self, believed: TrustedCatalogue, installed: tuple[str, str]) -> tuple[Release, DeltaManifest] | None:
+        """Return the installed release and the delta from it as the catalogue has them."""
+        from imaging.delta_manifest import DeltaManifest, delta_ref
+        from imaging.release import Release
+
+        ref, digest = installed
+        try:
+            found = DeltaManifest.parse(believed.fetch(f"{delta_ref(ref, self._release.ref)}.json"))
+            old = Release.parse(believed.fetch(f"releases/{ref}.json"))
+        except NotFoundError:
+            return None
+        return (old, found) if old.digest == digest else None
+
+    def _made_contents(self, old: Release, found: DeltaManifest, todo: Collection[int], sources: Sources,
+                       scratch: Path) -> None:
+        from imaging.delta_apply import make_contents
+        from imaging.fetch import FrameFetcher
+        from imaging.file_contents import TreeContents
+        from imaging.rebuild import known_content
+
+        wanted = set(todo)
+        lacking = [entry for entry in self._index.entries if entry.digest and entry.digest not in self._found
+                   and any(extent.frame in wanted for extent in entry.extents)]
+        shutil.rmtree(scratch, ignore_errors=True)
+        durable.make_folder(scratch, 0o700)
+        disks.require_space(scratch, sum(entry.size for entry in lacking) + SLACK_BYTES, "what a delta makes")
+        _, before = servers.read_index(_flat(sources(old.layer_digest)), old)
+        blob = sources(found.blob_digest)
+        head = found.read_head(_first(_flat(blob), found), old, self._release)
+        full = FrameFetcher(list(sources(self._release.layer_digest)), note=self._say)
+        contents = TreeContents(self._root, before)
+        try:
+            taken = make_contents(head, before, self._index, scratch, {entry.digest for entry in lacking},
+                                  contents=contents, frames=FrameFetcher(list(blob), note=self._say), full=full)
+        finally:
+            contents.close()
+        if taken.missed:
+            self._say(f"{len(taken.missed)} files are not as {old.ref} had them, the first is {taken.missed[0]}")
+        self._found |= known_content(scratch, lacking)
+
+    def _make(self, todo: list[int], of: str) -> list[int]:
+        from imaging.fetch import FrameFetcher
+        from imaging.rebuild import TreeSource
+
+        assert self._level is not None
+        local = TreeSource(self._index, self._found, self._level)
+        fetcher, made = FrameFetcher([local], patience_s=0, pause_s=0), set[int]()
+        for number in filter(local.has, todo):
+            try:
+                data = fetcher.frame(self._index.frames[number])
+            except NetworkError as error:  # another zstd made the release, or files changed
+                self._say(error.sentence)
+                if fetcher.width == 0:
+                    break
+            else:
+                self._stage.put(self._index.frames[number].offset, data, number)
+                made.add(number)
+        self._say(f"{self._release.ref}: {len(made)} of {len(todo)} frames made of {of}")
+        return [number for number in todo if number not in made]
+
+
+def _flat(groups: Sequence[tuple[FrameSource, ...]]) -> list[FrameSource]:
+    return [source for group in groups for source in group]
+
+
+def _first(places: Sequence[FrameSource], found: DeltaManifest) -> bytes:
+    """Return the delta's head from the first place that gives it right; raises NetworkError."""
+    from plumbing.digest import sha256
+
+    reasons = []
+    for place in places:
+        try:
+            data = place.read(found.head_offset, found.head_length)
+            if sha256(data) == found.head_digest:
+                return data
+            reasons.append(f"{place.name}: other bytes")
+        except RerootError as error:
+            reasons.append(f"{place.name}: {error.sentence}")
+    raise NetworkError(f"no content server has the delta ({'; '.join(reasons)})")
