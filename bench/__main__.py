@@ -1,57 +1,46 @@
-"""`tox -e bench`: run the benches and write docs/benchmarks.md; needs root, for files have owners."""
+"""`tox -e bench [NAME …]`: run the benches and write docs/benchmarks.md; needs root, for files have owners."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import imaging
+from bench import delta, imaging
+from bench.table import Section, page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-NOTES = "## What we learned"
-"""From this heading on the page is written by people, and kept."""
+BENCHES: Mapping[str, tuple[Callable[[], Section], tuple[str, ...]]] = {
+    "imaging": (imaging.measure, ("casync", "b3sum", "tar", "zstd", "mmdebstrap")),
+    "delta": (delta.measure, ("ostree", "mmdebstrap")),
+}
+"""Each bench by name, with the programs it needs: all are Debian packages of the same name."""
+HEAD = """# Benchmarks
 
-
-def page(found: imaging.Found, notes: str) -> str:
-    """Return the page for what was measured."""
-    cores = len(os.sched_getaffinity(0))
-    head = f"""# Benchmarks
-
-Written by `sudo tox -e bench` on {cores} cores: peers and reroot take turns in one run, {imaging.RUNS} rounds after a
-warm-up. A ratio is the median of the rounds' ratios, reroot ÷ peer (of speeds where it says so). Absolute times depend
-on the machine: read the ratios. Both sides write out the one filesystem (syncfs).
-
-Input: the two Debian 12 roots of `lab/roots.py`, as released and with all updates; the newer has {found.entries}
-entries and is a tar of {found.raw_bytes / 1e6:.0f} MB.
-
-Restore verifies every frame on the way in; `zstd -dc, tar -x` verifies nothing, casync every chunk. Read-back compares
-content and metadata of every entry after the page cache was dropped; b3sum hashes contents only. From the old root a
-host fetches the frames that it can't make from its own files, as casync does with that root as its seed.
+`sudo tox -e bench` writes the tables: peers and reroot take turns in one run, after a round that only warms up. A ratio
+is the median of the rounds' ratios, reroot ÷ peer (of speeds where it says so). Absolute times depend on the machine:
+read the ratios. Both sides write out the one filesystem they work on (syncfs).
 """
-    tables = [
-        "| what | reroot | peer | its figure | ratio | target | |", "|---|---|---|---|---|---|---|",
-        *map(_line, found.rows), "",
-        "| median of the times | s |", "|---|---|",
-        *(f"| {name} | {value:.2f} |" for name, value in found.times.items()), "",
-        "| size | MB |", "|---|---|", *(f"| {name} | {value / 1e6:.1f} |" for name, value in found.sizes.items()),
-    ]
-    return "\n".join([head, *tables, "", notes])
 
 
-def _line(row: imaging.Row) -> str:
-    sign, verdict = "≥" if row.at_least else "≤", "met" if row.met else "**missed**"
-    return (f"| {row.what} | {row.ours:.2f} {row.unit} | {row.peer} | {row.theirs:.2f} {row.unit} | {row.ratio:.2f} | "
-            f"{sign} {row.target:.2f} | {verdict} |")
-
-
-def main() -> None:
-    """Measure, and replace all of the page but its notes."""
-    old = PAGE.read_text() if PAGE.exists() else ""
-    notes = old[old.index(NOTES):] if NOTES in old else f"{NOTES}\n\nNothing yet.\n"
-    text = page(imaging.measure(), notes)
-    PAGE.write_text(text)
-    print(text)
+def main(names: list[str]) -> None:
+    """Measure, and replace what was measured before; "What we learned" is written by people and kept."""
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        sys.exit(f"there is no bench {unknown[0]}; there are {', '.join(BENCHES)}")
+    wanted = names or list(BENCHES)
+    lacking = sorted({program for name in wanted for program in BENCHES[name][1] if shutil.which(program) is None})
+    if lacking:
+        sys.exit(f"{', '.join(lacking)} is not installed; apt-get install {' '.join(lacking)}")
+    if os.geteuid():
+        sys.exit("files have owners, so this needs root; run it with sudo")
+    for name in wanted:
+        found = BENCHES[name][0]()
+        PAGE.write_text(page(PAGE.read_text() if PAGE.exists() else "", HEAD, [found]))
+        print(f"## {found.title}\n\n{found.text()}\n", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

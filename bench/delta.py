@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.table import Row, Section, sized, timed
 from imaging import delta_apply, delta_build
 from imaging.audit import load_index
 from imaging.capture import capture
@@ -25,7 +26,7 @@ from imaging.store import Store
 from lab import roots
 from plumbing.run import run
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -92,28 +93,38 @@ class Deltas:
         assert not taken.missed, taken.missed
 
 
-def main() -> None:
-    """Measure and print; the ratios are what matters."""
+def measure() -> Section:
+    """Make both deltas once, and apply ours and copy the tree in turn."""
     with tempfile.TemporaryDirectory(prefix="reroot-bench-") as folder:
         work = Deltas(Path(folder))
-        sizes = {"ostree": 0, "reroot": 0}
-        seconds = {"making, reroot": _timed(work.make)}
+        times = {"making, reroot": _timed(work.make)}
         assert work.manifest is not None
-        sizes["reroot"] = work.manifest.blob_size
-        if shutil.which("ostree"):
-            seconds["making, ostree"] = _timed(lambda: sizes.__setitem__("ostree", work.ostree()))
-            print(f"size: {sizes['reroot']} bytes, ostree {sizes['ostree']}: {sizes['reroot'] / sizes['ostree']:.2f}")
-        for name, value in seconds.items():
-            print(f"{name}: {value:.1f} s")
-        rounds: list[tuple[float, float]] = []
-        for _ in range(ROUNDS):
+        ours, theirs = work.manifest.blob_size, 0
+
+        def ostree() -> None:
+            nonlocal theirs
+            theirs = work.ostree()
+
+        times["making, ostree"] = _timed(ostree)
+        applied, copied = list[float](), list[float]()
+        for number in range(ROUNDS + 1):
             work.fresh()
-            copied = _timed(work.copy)
+            copy = _timed(work.copy)
             work.fresh()
-            rounds.append((_timed(work.apply), copied))
-        ratio = statistics.median(ours / theirs for ours, theirs in rounds)
-        print(f"applying: {statistics.median(one for one, _ in rounds):.2f} s, {ratio:.2f} of a copy with cp -a")
+            apply = _timed(work.apply)
+            if number:
+                applied.append(apply)
+                copied.append(copy)
+        times |= {"applying": statistics.median(applied), "cp -a": statistics.median(copied)}
+        about = f"""The same two roots. A delta is made once by each; applying it, every file compared with the
+new index, takes turns with `cp -a` of the old tree, {ROUNDS} rounds."""
+        making = times["making, reroot"]
+        return Section("Deltas", about, (
+            sized("old to new", "ostree static delta", ours, theirs, 0.6),
+            Row("making it", "90 s", making, 90, "s", making / 90, 1.0),
+            timed("applying it", "cp -a", applied, copied, 3.0),
+        ), times, {"reroot": ours, "ostree": theirs})
 
 
 if __name__ == "__main__":
-    main()
+    print(measure().text())

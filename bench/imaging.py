@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import peers
+from bench.table import Row, Section, sized, timed
 from imaging.capture import capture
 from imaging.fetch import FrameFetcher
 from imaging.index import Index
@@ -27,36 +26,6 @@ from lab import roots
 RUNS = 5
 THREADS = 2
 SLOW_LEVEL = 19
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: `ours` and `theirs` with a unit, their ratio, and what it should be at most (or least)."""
-
-    what: str
-    peer: str
-    ours: float
-    theirs: float
-    unit: str
-    ratio: float
-    target: float
-    at_least: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether the target was reached."""
-        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one run of the benches found: `sizes` in bytes, `times` medians in seconds."""
-
-    rows: tuple[Row, ...]
-    times: Mapping[str, float]
-    sizes: Mapping[str, int]
-    entries: int
-    raw_bytes: int
 
 
 class Made:
@@ -99,7 +68,7 @@ def peak_bytes(made: Made, target: Path) -> int:
     return int(done.stdout)
 
 
-def measure() -> Found:
+def measure() -> Section:
     """Run everything RUNS times in turn, after one round that only warms up."""
     old, new = roots.root_tree(roots.OLD_ROOT), roots.root_tree(roots.NEW_ROOT)
     with tempfile.TemporaryDirectory(prefix="reroot-bench-") as folder:
@@ -113,19 +82,21 @@ class _Bench:
         self.target = scratch / "target"
         self.made: Made | None = None
 
-    def run(self) -> Found:
+    def run(self) -> Section:
         times = self._rounds()
         made, sizes = self._made, dict[str, int]()
         sizes["reroot, level 3"], sizes["tar, zstd -3"] = made.release.layer_size, self.archive.stat().st_size
         sizes["restore, peak of memory"] = peak_bytes(made, self.target)
         sizes |= self._upgrade(made)
         sizes |= self._slow()
-        extra: tuple[Row, ...] = ()
-        if importlib.util.find_spec("bench.deltas"):  # deltas bring their own peers
-            extra = tuple(importlib.import_module("bench.deltas").measure(self.old, self.new, self.scratch))
-        return Found((*_rows(times, sizes), *extra),
-                     {name: statistics.median(values) for name, values in times.items()}, sizes,
-                     made.release.entries, made.release.raw_bytes)
+        about = f"""Input: the two Debian 12 roots of `lab/roots.py`, as released and with all updates; the newer has
+{made.release.entries} entries and is a tar of {made.release.raw_bytes / 1e6:.0f} MB. {RUNS} rounds, {THREADS} threads.
+
+Restore verifies every frame on the way in; `zstd -dc, tar -x` verifies nothing, casync every chunk. Read-back compares
+content and metadata of every entry after the page cache was dropped; b3sum hashes contents only. From the old root a
+host fetches the frames that it can't make of its own files, as casync does with that root as its seed."""
+        return Section("Imaging", about, _rows(times, sizes),
+                       {name: statistics.median(values) for name, values in times.items()}, sizes)
 
     @property
     def _made(self) -> Made:
@@ -189,28 +160,26 @@ class _Bench:
 
 
 def _rows(times: Mapping[str, list[float]], sizes: Mapping[str, int]) -> tuple[Row, ...]:
-    def timed(what: str, ours: str, theirs: str, target: float) -> Row:
-        """Compare round by round: what disturbs the machine disturbs both of a round."""
-        ratio = statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
-        return Row(what, theirs, statistics.median(times[ours]), statistics.median(times[theirs]), "s", ratio, target)
+    def against(what: str, ours: str, theirs: str, target: float) -> Row:
+        return timed(what, theirs, times[ours], times[theirs], target)
 
-    def sized(what: str, ours: str, theirs: str, target: float) -> Row:
-        return Row(what, theirs, sizes[ours] / 1e6, sizes[theirs] / 1e6, "MB", sizes[ours] / sizes[theirs], target)
+    def longer(what: str, ours: str, theirs: str, target: float) -> Row:
+        return sized(what, theirs, sizes[ours], sizes[theirs], target)
 
     speed = statistics.median(b / a for a, b in zip(times["reroot read-back"], times["b3sum"], strict=True))
     peak = sizes["restore, peak of memory"] / (1 << 20)
     return (
-        timed("build", "reroot build", "casync make", 0.35),
-        timed("build", "reroot build", "tar, zstd -3 -T2", 1.1),
-        timed("restore, verified, synced", "reroot restore", "zstd -dc, tar -x", 1.0),
-        timed("restore, verified, synced", "reroot restore", "casync extract", 0.7),
+        against("build", "reroot build", "casync make", 0.35),
+        against("build", "reroot build", "tar, zstd -3 -T2", 1.1),
+        against("restore, verified, synced", "reroot restore", "zstd -dc, tar -x", 1.0),
+        against("restore, verified, synced", "reroot restore", "casync extract", 0.7),
         Row("read-back, speed", "b3sum", statistics.median(times["reroot read-back"]),
             statistics.median(times["b3sum"]), "s", speed, 0.8, at_least=True),
-        sized("size", "reroot, level 3", "tar, zstd -3", 1.05),
-        sized("size", f"reroot, level {SLOW_LEVEL}", f"tar, zstd -{SLOW_LEVEL}", 1.05),
-        sized("old to new, from the old root", "old to new, frames and index",
+        longer("size", "reroot, level 3", "tar, zstd -3", 1.05),
+        longer("size", f"reroot, level {SLOW_LEVEL}", f"tar, zstd -{SLOW_LEVEL}", 1.05),
+        longer("old to new, from the old root", "old to new, frames and index",
               "old to new, casync's chunks and index", 0.8),
-        sized("old to new, from the old release", "old to new, by frames of the older release",
+        longer("old to new, from the old release", "old to new, by frames of the older release",
               "old to new, casync's chunks and index", 0.8),
         Row("restore, peak of memory", "192 MiB", peak, 192, "MiB", peak / 192, 1.0),
     )
