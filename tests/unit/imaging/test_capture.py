@@ -13,6 +13,7 @@ import zstandard
 from blake3 import blake3
 from trees import describe, noise, rich_tree
 
+from imaging.audit import audit
 from imaging.capture import capture
 from imaging.entry import Entry, EntryType, Hole
 from imaging.excludes import Exclude
@@ -120,6 +121,50 @@ def test_layer_is_one_tar_zst_with_a_seek_table(tmp_path: Path) -> None:
     unpacked.write_bytes(raw)
     with tarfile.open(unpacked) as tar:
         assert [member.name for member in tar] == [*(f"./{number:02}" for number in range(40)), "."]
+
+
+def test_the_tar_is_in_the_order_of_times_and_links_come_after_their_file(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, store = tmp_path / "tree", Store(tmp_path / "store")
+    (tree / "d/e").mkdir(parents=True)
+    for name, when in (("d/e/late", 9), ("d/early", 1), ("a", 5), ("b", 5), ("moved", 2)):
+        (tree / name).write_text(name)
+        os.utime(tree / name, (when, when))
+    (tree / "z-link").hardlink_to(tree / "moved")
+    real, calm = TreeReader.pieces, [False]
+
+    def disturbed(self: TreeReader, entry: Entry, piece_bytes: int = 4 << 20) -> object:
+        yield from real(self, entry, piece_bytes)
+        if entry.path == b"moved" and not calm[0]:
+            calm[0] = True
+            os.utime(tree / "moved", (7, 7))
+            raise FileChangedError(entry.path)
+
+    monkeypatch.setattr(TreeReader, "pieces", disturbed)
+    manifest = capture(tree, store, name="p", version="1", arch="amd64")
+    _, layer, index = built(store, manifest)
+    names = run(["tar", "-I", "zstd", "-tf", layer]).text.split()
+    assert names == ["./d/early", "./a", "./b", "./moved", "./z-link", "./d/e/late", "./", "./d/", "./d/e/"]
+    assert [entry.mtime_ns for entry in index.entries if entry.path in {b"moved", b"z-link"}] == [7 * 10**9] * 2
+    assert audit(store, "p/1/amd64").files == 5
+    (tmp_path / "out").mkdir()
+    run(["tar", "-I", "zstd", "-xpf", layer, "-C", tmp_path / "out"])
+    assert describe(tmp_path / "out") == describe(tree)
+
+
+def test_a_file_that_goes_back_in_time_while_it_is_read_is_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, store = plain_tree(tmp_path / "tree"), Store(tmp_path / "store")
+    real = TreeReader.pieces
+
+    def replaced(self: TreeReader, entry: Entry, piece_bytes: int = 4 << 20) -> object:
+        if entry.path == b"07":
+            os.utime(tree / "07", (1, 1))
+        return real(self, entry, piece_bytes)
+
+    monkeypatch.setattr(TreeReader, "pieces", replaced)
+    with pytest.raises(FileChangedError, match="/07 keeps changing"):
+        capture(tree, store, name="p", version="1", arch="amd64")
 
 
 def test_a_changed_file_changes_the_frames_around_it_only(tmp_path: Path) -> None:
