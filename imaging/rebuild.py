@@ -35,13 +35,16 @@ class There:
 def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
     """Return which of the contents of `wanted` some file of `tree` holds, by their digests.
 
-    Only files of a length that is wanted are read, and none beyond a mount point. What changes meanwhile is left out.
+    Only files of a length that is still wanted are read, and none beyond a mount point. What changes meanwhile is left
+    out.
     """
-    sizes, digests = {entry.size for entry in wanted if entry.size}, {entry.digest for entry in wanted}
+    lacking: dict[int, set[bytes]] = {}
+    for entry in filter(lambda entry: entry.size, wanted):
+        lacking.setdefault(entry.size, set()).add(entry.digest)
     found: dict[bytes, There] = {}
     with TreeReader(tree) as reader:
         for entry in scan(tree, one_file_system=True):
-            if not entry.is_file or entry.size not in sizes:
+            if not entry.is_file or not lacking.get(entry.size):
                 continue
             summed = blake3()
             try:
@@ -49,8 +52,9 @@ def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
                     summed.update(piece)
             except (BusyError, DiskError):
                 continue
-            if summed.digest() in digests:
-                found.setdefault(summed.digest(), There(tree, entry))
+            if summed.digest() in lacking[entry.size]:
+                lacking[entry.size].remove(summed.digest())
+                found[summed.digest()] = There(tree, entry)
     return found
 
 
@@ -118,12 +122,9 @@ class TreeSource:
 
     def _content(self, entry: Entry, first: int, last: int) -> bytes:
         """Return a run of a content, from the file that has it now."""
-        there, parts, place = self._found[entry.digest], [], 0
+        there = self._found[entry.digest]
         try:
             with TreeReader(there.tree) as reader:
-                for piece in reader.pieces(there.entry, PIECE):
-                    parts.append(piece[max(0, first - place):max(0, last - place)])
-                    place += len(piece)
+                return b"".join(reader.pieces(there.entry, PIECE, first, last))
         except (BusyError, DiskError) as error:
             raise NotFoundError(f"{self.name} have changed: {error.sentence}") from error
-        return b"".join(parts)

@@ -236,9 +236,11 @@ class TreeReader:
         os.close(self._folder)
         os.close(self._top)
 
-    def pieces(self, entry: Entry, piece_bytes: int = 4 << 20) -> Iterator[bytes]:
+    def pieces(self, entry: Entry, piece_bytes: int = 4 << 20, first: int = 0, last: int | None = None
+               ) -> Iterator[bytes]:
         """Yield the content of the file `entry` in pieces of `piece_bytes` (the last may be shorter).
 
+        With `first` and `last` only the bytes from the one up to the other, which is not among them.
         Raises FileChangedError, possibly after the last piece, when the file is not what `entry` says or did not
         hold still; what was yielded must be thrown away then.
         """
@@ -253,7 +255,8 @@ class TreeReader:
             if not stat.S_ISREG(before.st_mode) or (before.st_size, before.st_mtime_ns) != (
                     entry.size, entry.mtime_ns):
                 raise FileChangedError(entry.path)
-            left = entry.size
+            os.lseek(handle, first, os.SEEK_SET)
+            left = (entry.size if last is None else last) - first
             while left:
                 piece = _read(handle, min(left, piece_bytes))
                 if not piece:

@@ -94,6 +94,35 @@ def test_a_tree_that_changes_afterwards_is_not_believed(tmp_path: Path, change: 
     assert describe(target) == describe(made.tree)
 
 
+def bytes_read() -> int:
+    """Return how many bytes this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_piece_of_a_large_file_costs_no_more_than_its_own_bytes(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "large").write_bytes(noise(1, 48 << 20))
+    made = Captured(tmp_path, tree)
+    source = source_of(tree, made)
+    before = bytes_read()
+    for frame in made.index.frames:
+        assert blake3(source.read(frame.offset, frame.length)).digest() == frame.digest
+    assert bytes_read() - before < 50 << 20
+
+
+def test_of_many_files_with_the_same_content_one_is_read(tmp_path: Path) -> None:
+    tree, many = tmp_path / "tree", tmp_path / "many"
+    for folder, count in ((tree, 1), (many, 9)):
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}").write_bytes(noise(1, 4 << 20))
+    made = Captured(tmp_path, tree)
+    before = bytes_read()
+    assert len(known_content(many, made.index.entries)) == 1
+    assert bytes_read() - before < 5 << 20
+
+
 @pytest.mark.root
 def test_another_compressor_is_found_out_and_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = captured.rich(tmp_path)
