@@ -213,7 +213,7 @@ class Registry:
         told = answer.headers.get("location")
         if not told:
             raise NetworkError(f"{self.place.host} took an upload and did not say where; is it an OCI registry?")
-        return urljoin(f"{self.place.origin}/", told)
+        return self._led(f"{self.place.origin}/", told)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class Registry:
         return self._followed(method, url, body, headers, max_bytes)
 
     def _token(self, realm: str, query: str) -> str:
-        parts = urlsplit(realm)
+        parts = urlsplit(self._led("", realm))
         origin = f"{parts.scheme}://{parts.netloc}"
         if self._credentials is not None and parts.scheme != "https" and not _local(origin):
             raise RefusedError(f"{self.place.host} asks for its password to be sent to {origin} in clear; nothing was "
@@ -289,8 +289,18 @@ class Registry:
                                                   deadline_s=self._answer_s)
             if answer.status not in {301, 302, 303, 307, 308} or method not in {"GET", "HEAD"}:
                 return answer
-            url = urljoin(url, answer.headers.get("location", ""))
+            url = self._led(url, answer.headers.get("location", ""))
         raise NetworkError(f"{self.place.host} redirects without end")
+
+    def _led(self, url: str, told: str) -> str:
+        """Return where the registry leads from `url`."""
+        try:
+            found = urljoin(url, told)
+            urlsplit(found)
+        except ValueError as error:
+            raise CorruptError(f"{self.place.host} leads to {told[:80]!r}, which is no address; ask who runs it"
+                               ) from error
+        return found
 
     def _client(self, origin: str) -> Client:
         if origin not in self._clients:
