@@ -11,11 +11,12 @@ import pytest
 from loopback import Handler, Server
 from trees import noise
 
+from imaging import registry_source
 from imaging.registry import Place, Registry
 from imaging.registry_auth import Credentials
 from imaging.registry_source import RegistrySource
 from plumbing.digest import sha256
-from plumbing.errors import ConfigError, NotFoundError, RerootError
+from plumbing.errors import ConfigError, NetworkError, NotFoundError, RerootError
 
 LAYER = noise(1, 300_000)
 DIGEST = "sha256:" + "ab" * 32
@@ -81,6 +82,26 @@ def test_a_redirect_to_the_storage_is_followed_without_the_login(server: Server,
         assert seen[1][1] == KNOWN.basic() and seen[2][1] is None
         assert source.read(0, 3) == LAYER[:3], "the login is sent at once from now on"
         assert len(seen) == 5
+
+
+def test_a_longer_range_has_more_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 6 << 20
+
+    def paced(handler: Handler) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        for _ in range(6):
+            handler.server.stop.wait(0.5)
+            handler.wfile.write(bytes(1 << 20))
+
+    monkeypatch.setattr(registry_source, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(registry_source, "SLOWEST", 1 << 20)
+    server.answers[BLOB] = paced
+    assert reading(server).read(0, length) == bytes(length)
+    monkeypatch.setattr(registry_source, "SLOWEST", 4 << 20)
+    with pytest.raises(NetworkError, match="does not answer"):
+        reading(server).read(0, length)
 
 
 @pytest.mark.parametrize(("status", "name", "value", "match"), [
