@@ -35,16 +35,18 @@ class There:
 def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
     """Return which of the contents of `wanted` some file of `tree` holds, by their digests.
 
-    Only files of a length that is still wanted are read, and none beyond a mount point. What changes meanwhile is left
-    out.
+    Only files of a length that is still wanted are read, and none beyond a mount point, nor those with more holes than
+    a content of that length: any user can make thousands, of no bytes and of hours to read. What changes meanwhile is
+    left out.
     """
-    lacking: dict[int, set[bytes]] = {}
+    lacking, hollow = dict[int, set[bytes]](), dict[int, int]()
     for entry in filter(lambda entry: entry.size, wanted):
         lacking.setdefault(entry.size, set()).add(entry.digest)
+        hollow[entry.size] = max(hollow.get(entry.size, 0), _hollow(entry))
     found: dict[bytes, There] = {}
     with TreeReader(tree) as reader:
         for entry in scan(tree, one_file_system=True):
-            if not entry.is_file or not lacking.get(entry.size):
+            if not entry.is_file or not lacking.get(entry.size) or _hollow(entry) > hollow[entry.size]:
                 continue
             summed = blake3()
             try:
@@ -56,6 +58,11 @@ def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
                 lacking[entry.size].remove(summed.digest())
                 found[summed.digest()] = There(tree, entry)
     return found
+
+
+def _hollow(entry: Entry) -> int:
+    """Return how many bytes of a file are holes."""
+    return sum(hole.length for hole in entry.holes)
 
 
 class TreeSource:

@@ -123,6 +123,22 @@ def test_of_many_files_with_the_same_content_one_is_read(tmp_path: Path) -> None
     assert bytes_read() - before < 5 << 20
 
 
+def test_holes_that_no_content_has_are_not_read(tmp_path: Path) -> None:
+    tree, many = tmp_path / "tree", tmp_path / "many"
+    for folder, name in ((tree, "dense"), (tree, "sparse"), *((many, f"{number}") for number in range(20))):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(noise(1, 10_000))
+        os.truncate(folder / name, (6 if name == "sparse" else 4) << 20)
+    (tree / "dense").write_bytes(noise(2, 4 << 20))
+    shutil.copyfile(tree / "sparse", many / "sparse")
+    os.truncate(many / "sparse", 10_000)
+    os.truncate(many / "sparse", 6 << 20)
+    made = Captured(tmp_path, tree)
+    before = bytes_read()
+    assert [there.entry.path for there in known_content(many, made.index.entries).values()] == [b"sparse"]
+    assert bytes_read() - before < 8 << 20
+
+
 @pytest.mark.root
 def test_another_compressor_is_found_out_and_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = captured.rich(tmp_path)
