@@ -8,8 +8,11 @@ bytes; two of them, and the source is dropped as any that lies.
 
 from __future__ import annotations
 
+import glob
+import os
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from imaging.entry import Entry
+from imaging.excludes import Exclude
 from imaging.frames import PIECE, compress
 from imaging.index import Index
 from imaging.scan import TreeReader, scan
@@ -35,9 +39,9 @@ class There:
 def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
     """Return which of the contents of `wanted` some file of `tree` holds, by their digests.
 
-    Only files of a length that is still wanted are read, and none beyond a mount point, nor those with more holes than
-    a content of that length: any user can make thousands, of no bytes and of hours to read. What changes meanwhile is
-    left out.
+    Only files of a length that is still wanted are read, and none at or beyond a mount point, nor those with more holes
+    than a content of that length: any user can make thousands, of no bytes and of hours to read. What changes meanwhile
+    is left out.
     """
     lacking, hollow = dict[int, set[bytes]](), dict[int, int]()
     for entry in filter(lambda entry: entry.size, wanted):
@@ -45,7 +49,7 @@ def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
         hollow[entry.size] = max(hollow.get(entry.size, 0), _hollow(entry))
     found: dict[bytes, There] = {}
     with TreeReader(tree) as reader:
-        for entry in scan(tree, one_file_system=True):
+        for entry in scan(tree, excludes=list(_mounts(tree)), one_file_system=True):
             if not entry.is_file or not lacking.get(entry.size) or _hollow(entry) > hollow[entry.size]:
                 continue
             summed = blake3()
@@ -58,6 +62,15 @@ def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
                 lacking[entry.size].remove(summed.digest())
                 found[summed.digest()] = There(tree, entry)
     return found
+
+
+def _mounts(tree: Path) -> Iterator[Exclude]:
+    """Yield what is mounted below `tree`: root may not even look at a user's FUSE, and waits long for a dead server."""
+    top = os.fsencode(tree.resolve()).rstrip(b"/") + b"/"
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:  # a name may hold a carriage return
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
+        if point.startswith(top) and point != top:
+            yield Exclude("/" + glob.escape(os.fsdecode(point.removeprefix(top))))
 
 
 def _hollow(entry: Entry) -> int:

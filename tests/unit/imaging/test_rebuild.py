@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import captured
@@ -121,6 +123,30 @@ def test_of_many_files_with_the_same_content_one_is_read(tmp_path: Path) -> None
     before = bytes_read()
     assert len(known_content(many, made.index.entries)) == 1
     assert bytes_read() - before < 5 << 20
+
+
+@pytest.mark.root
+def test_what_is_mounted_in_the_tree_is_not_even_looked_at(tmp_path: Path) -> None:
+    """Neither a user's FUSE, which root may not see, nor one that nobody answers for: looking would wait for ever."""
+    tree = tmp_path / "tree"
+    libc, points = ctypes.CDLL(None, use_errno=True), [tree / "a user's *[x] \r\udcff", tree / "gone/dead server"]
+    for point in points:
+        point.mkdir(parents=True)
+    (tree / "file").write_bytes(noise(1, 5000))
+    made = Captured(tmp_path, tree)
+    with Path("/dev/fuse").open("r+b", buffering=0) as one, Path("/dev/fuse").open("r+b", buffering=0) as other:
+        for stream, point, user in ((one, points[0], 1000), (other, points[1], 0)):
+            options = f"fd={stream.fileno()},rootmode=40000,user_id={user},group_id={user}".encode()
+            assert libc.mount(b"fuse", os.fsencode(point), b"fuse", 0, options) == 0
+        with pytest.raises(PermissionError):
+            points[0].stat()
+        found = list[object]()
+        looking = threading.Thread(target=lambda: found.append(known_content(tree, made.index.entries)), daemon=True)
+        looking.start()
+        looking.join(30)
+        for point in points:
+            assert libc.umount2(os.fsencode(point), 2) == 0
+    assert found and len(found) == 1
 
 
 def test_holes_that_no_content_has_are_not_read(tmp_path: Path) -> None:
