@@ -7,12 +7,12 @@ Nothing here has to work: what can't be made, or comes out otherwise, is fetched
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbing import durable
-from plumbing.errors import NetworkError, NotFoundError, RerootError
+from plumbing.errors import CorruptError, NetworkError, NotFoundError, RerootError
 from recovery import disks, servers
 from recovery.log import size
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Sources = Callable[[str], Sequence[tuple["FrameSource", ...]]]
 """Gives for a blob's digest the places that may have it, in groups, nearest first."""
+MOST_WRONG = 8
+"""After so many frames that come out otherwise no more are made: that is no file that changed, but how all are made."""
 SLACK_BYTES = 64 << 20
 """Room to leave on the stage's filesystem beside what a delta makes there."""
 
@@ -43,39 +45,58 @@ class LocalFrames:
 
     def of_files(self, todo: list[int]) -> list[int]:
         """Stage the frames that the files below the root are enough for; returns the numbers of the others."""
-        from imaging.rebuild import known_content
-
-        if self._level is None or not todo:
-            return todo
-        wanted = set(todo)
-        entries = [entry for entry in self._index.entries if any(extent.frame in wanted for extent in entry.extents)]
-        try:
-            self._found = known_content(self._root, entries)
-        except RerootError as error:
-            self._say(f"this host's files can't be read, all frames are fetched: {error.sentence}")
-            return todo
-        return self._make(todo, "this host's own files")
+        return self._staged(todo, self._of_files(todo)) if self._level is not None and todo else todo
 
     def of_delta(self, todo: list[int], believed: TrustedCatalogue, installed: tuple[str, str], sources: Sources,
-                 scratch: Path) -> list[int]:
+                 scratch: Path, allowed: Callable[[], None]) -> list[int]:
         """Stage frames with the help of a delta from the release `installed` (its ref and digest), if there is one.
 
-        Nothing is done when it is longer than the frames in `todo`. `scratch` is a folder to be made and removed.
+        Nothing is done when it is longer than the frames in `todo`. `scratch` is a folder to be made and removed;
+        `allowed` raises when nothing may be fetched any more.
         """
         if self._level is None or not todo or not installed[0] or installed[0] == self._release.ref:
             return todo
         try:
-            there = self._listed(believed, installed)
-            if there is None or there[1].blob_size >= sum(self._index.frames[number].length for number in todo):
-                return todo
-            self._say(f"{size(there[1].blob_size)} of a delta from {installed[0]} instead of frames")
-            self._made_contents(*there, todo, sources, scratch)
-            return self._make(todo, f"the delta from {installed[0]}")
-        except RerootError as error:
-            self._say(f"the delta from {installed[0]} is of no use here, frames are fetched: {error.sentence}")
-            return todo
+            return self._staged(todo, self._of_delta(todo, believed, installed, sources, scratch, allowed))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _staged(self, todo: list[int], frames: Iterator[tuple[int, bytes]]) -> list[int]:
+        """Stage frames as they are made, by their numbers; returns the numbers of the others.
+
+        Whatever goes wrong with making them ends it. What goes wrong with the stage is raised: what is fetched goes
+        there too.
+        """
+        left = dict.fromkeys(todo)
+        while True:
+            try:
+                number, data = next(frames)
+            except StopIteration:
+                break
+            except Exception as error:
+                why = error.sentence if isinstance(error, RerootError) else f"{type(error).__name__}: {error}"
+                self._say(f"no more frames are made here, the others are fetched: {why}")
+                break
+            self._stage.put(self._index.frames[number].offset, data, number)
+            del left[number]
+        return list(left)
+
+    def _of_files(self, todo: list[int]) -> Iterator[tuple[int, bytes]]:
+        from imaging.rebuild import known_content
+
+        wanted = set(todo)
+        self._found = known_content(self._root, [entry for entry in self._index.entries
+                                                 if any(extent.frame in wanted for extent in entry.extents)])
+        yield from self._made(todo, "this host's own files")
+
+    def _of_delta(self, todo: list[int], believed: TrustedCatalogue, installed: tuple[str, str], sources: Sources,
+                  scratch: Path, allowed: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
+        there = self._listed(believed, installed)
+        if there is None or there[1].blob_size >= sum(self._index.frames[number].length for number in todo):
+            return
+        self._say(f"{size(there[1].blob_size)} of a delta from {installed[0]} instead of frames")
+        self._made_contents(*there, todo, sources, scratch, allowed)
+        yield from self._made(todo, f"the delta from {installed[0]}")
 
     def _listed(self, believed: TrustedCatalogue, installed: tuple[str, str]) -> tuple[Release, DeltaManifest] | None:
         """Return the installed release and the delta from it as the catalogue has them."""
@@ -91,7 +112,7 @@ class LocalFrames:
         return (old, found) if old.digest == digest else None
 
     def _made_contents(self, old: Release, found: DeltaManifest, todo: Collection[int], sources: Sources,
-                       scratch: Path) -> None:
+                       scratch: Path, allowed: Callable[[], None]) -> None:
         from imaging.delta_apply import make_contents
         from imaging.fetch import FrameFetcher
         from imaging.file_contents import TreeContents
@@ -100,9 +121,9 @@ class LocalFrames:
         wanted = set(todo)
         lacking = [entry for entry in self._index.entries if entry.digest and entry.digest not in self._found
                    and any(extent.frame in wanted for extent in entry.extents)]
-        shutil.rmtree(scratch, ignore_errors=True)
         durable.make_folder(scratch, 0o700)
-        disks.require_space(scratch, sum(entry.size for entry in lacking) + SLACK_BYTES, "what a delta makes")
+        room = sum(entry.size for entry in lacking) + sum(self._index.frames[number].length for number in todo)
+        disks.require_space(scratch, room + SLACK_BYTES, "what a delta makes")
         _, before = servers.read_index(_flat(sources(old.layer_digest)), old)
         blob = sources(found.blob_digest)
         head = found.read_head(_first(_flat(blob), found), old, self._release)
@@ -110,32 +131,38 @@ class LocalFrames:
         contents = TreeContents(self._root, before)
         try:
             taken = make_contents(head, before, self._index, scratch, {entry.digest for entry in lacking},
-                                  contents=contents, frames=FrameFetcher(list(blob), note=self._say), full=full)
+                                  contents=contents, frames=FrameFetcher(list(blob), note=self._say), full=full,
+                                  progress=lambda *_: allowed())
         finally:
             contents.close()
         if taken.missed:
             self._say(f"{len(taken.missed)} files are not as {old.ref} had them, the first is {taken.missed[0]}")
         self._found |= known_content(scratch, lacking)
 
-    def _make(self, todo: list[int], of: str) -> list[int]:
-        from imaging.fetch import FrameFetcher
+    def _made(self, todo: list[int], of: str) -> Iterator[tuple[int, bytes]]:
+        """Yield the frames of `todo` that come out as the index says; gives up after MOST_WRONG that don't."""
+        from blake3 import blake3
+
         from imaging.rebuild import TreeSource
 
         assert self._level is not None
         local = TreeSource(self._index, self._found, self._level)
-        fetcher, made = FrameFetcher([local], patience_s=0, pause_s=0), set[int]()
+        made = wrong = 0
         for number in filter(local.has, todo):
+            frame = self._index.frames[number]
             try:
-                data = fetcher.frame(self._index.frames[number])
-            except NetworkError as error:  # another zstd made the release, or files changed
+                data = local.read(frame.offset, frame.length)
+            except (CorruptError, NotFoundError) as error:  # another zstd made the release, or files changed
                 self._say(error.sentence)
-                if fetcher.width == 0:
-                    break
-            else:
-                self._stage.put(self._index.frames[number].offset, data, number)
-                made.add(number)
-        self._say(f"{self._release.ref}: {len(made)} of {len(todo)} frames made of {of}")
-        return [number for number in todo if number not in made]
+                data = b""
+            if blake3(data).digest() == frame.digest:
+                made += 1
+                yield number, data
+                continue
+            wrong += 1
+            if wrong == MOST_WRONG:
+                break
+        self._say(f"{self._release.ref}: {made} of {len(todo)} frames made of {of}")
 
 
 def _flat(groups: Sequence[tuple[FrameSource, ...]]) -> list[FrameSource]:

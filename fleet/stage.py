@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from imaging.trusted import TrustedCatalogue
     from throttle.client import Ticket
 
+CHANGED = "changed"
+"""The folder of the stage in which a delta makes contents, while it does."""
 WINDOW = 16
 """After so many frames the tickets are looked at again and progress is reported."""
 SLACK_BYTES = 64 << 20
@@ -103,7 +105,11 @@ class Stager:
         return self._fetch(release)
 
     def _drop_others(self, stem: str) -> int:
-        """Remove what was staged of other releases; returns the bytes on disk of this one's stage."""
+        """Remove what was staged of other releases, and what a delta left unfinished.
+
+        Returns the bytes on disk of this one's stage.
+        """
+        shutil.rmtree(self.folder / CHANGED, ignore_errors=True)  # a power cut may have left it
         for path in (*self.folder.glob("*.part"), *self.folder.glob("*.have")):
             if path.stem != stem:
                 path.unlink(missing_ok=True)
@@ -132,7 +138,8 @@ class Stager:
             with self._tickets() as tickets:
                 installed = health.installed(self.root / health.RELEASE_FILE.relative_to("/"))
                 todo = local.of_delta(todo, self.believed, (installed.get("release", ""), installed.get("digest", "")),
-                                      lambda digest: self._sources(digest, tickets), self.folder / "changed")
+                                      lambda digest: self._sources(digest, tickets), self.folder / CHANGED,
+                                      lambda: still_held(tickets))
                 return self._fetch_frames(release, index, stage, todo, tickets)
 
     def _sources(self, digest: str, tickets: tuple[Ticket, ...] = ()) -> list[tuple[FrameSource, ...]]:

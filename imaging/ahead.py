@@ -44,7 +44,7 @@ class Ahead:
         self._held = 0
         self._changed = threading.Condition()
         self._stop = False
-        count = min(LANES * fetcher.width, MOST_LANES, len(self._todo))
+        count = min(max(1, LANES * fetcher.width), MOST_LANES, len(self._todo))  # one tells that there is no source
         self._lanes = [threading.Thread(target=self._lane, name=f"ahead-{n}", daemon=True) for n in range(count)]
 
     def __enter__(self) -> Ahead:

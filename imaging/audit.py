@@ -55,7 +55,8 @@ def audit(store: Store, ref: str, progress: Progress | None = None) -> Audit:
     image = store.read_json_blob(release.config_digest)
     with _open_layer(store, release) as stream:
         raw = _Raw(release, index, stream, progress)
-        for row in tarstream.order(index.entries):
+        earlier = raw.begins(tarstream.header(index.entries[0]))  # such releases lie in tree order
+        for row in range(len(index.entries)) if earlier else tarstream.order(index.entries):
             _audit_entry(release, index.entries[row], raw)
         raw.expect(tarstream.END, "the end of the tar")
         raw.finish()
@@ -92,6 +93,11 @@ class _Raw:
         self._at = 0
         self.tar = hashlib.sha256()
         self.done = 0
+
+    def begins(self, wanted: bytes) -> bool:
+        """Whether the first frame begins with `wanted`; to be asked before anything is taken."""
+        self._load()
+        return self._data[:len(wanted)] == wanted
 
     def take(self, length: int) -> Iterator[tuple[Extent, memoryview]]:
         """Yield the next `length` bytes, piece by piece, and where each lies."""

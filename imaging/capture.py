@@ -18,13 +18,13 @@ import zstandard
 from blake3 import blake3
 
 from imaging import tarstream
-from imaging.entry import Entry, EntryType, Progress
+from imaging.entry import Entry, EntryType, Progress, printable
 from imaging.excludes import DEFAULT_EXCLUDES, Exclude
 from imaging.frames import PIECE, Cutter, Layer, LayerWriter, compression, workers_for
 from imaging.index import Index, encode
 from imaging.release import Release, check_word, config
 from imaging.reuse import Base
-from imaging.scan import FileChangedError, Note, TreeReader, scan
+from imaging.scan import FileChangedError, Note, TreeReader, VanishedError, scan
 from imaging.sizing import tree_bytes
 from imaging.store import Store
 from plumbing.digest import sha256
@@ -69,7 +69,7 @@ def capture(
         progress, tree_bytes(tree, excludes=excludes, one_file_system=one_file_system))
     with store.incoming() as blob:
         index, payload, layer = write_layer(tree, entries, blob.stream, level=level, workers=threads, on_written=report,
-                                            base=base, on_reuse=told)
+                                            base=base, on_reuse=told, note=note or (lambda _sentence: None))
         blob.keep(f"sha256:{layer.digest}")
     if progress is not None:
         progress("capture", layer.raw_size, layer.raw_size)
@@ -85,15 +85,16 @@ def capture(
 def write_layer(
     tree: Path, entries: Iterator[Entry], out: BinaryIO, *, level: int = LEVEL, workers: int = 1,
     on_written: Callable[[int], None] | None = None, base: Base | None = None,
-    on_reuse: Callable[[int, int], None] | None = None,
+    on_reuse: Callable[[int, int], None] | None = None, note: Note | None = None,
 ) -> tuple[Index, bytes, Layer]:
     """Write the layer of `entries`, as scan yields them from `tree`, into the empty file `out`.
 
     Returns the index, its encoded payload and what the layer is; `base` and `on_reuse` are those of `capture`. Raises
-    FileChangedError for a file that never holds still and DiskError when the tree can't be read.
+    FileChangedError for a file that never holds still and DiskError when the tree can't be read. A file that vanished
+    since it was scanned is left out and `note` told of it; without `note` that is an error too.
     """
     with LayerWriter(out, level=level, workers=workers, on_written=on_written, base=base) as writer:
-        found = _write_entries(tree, list(entries), writer)
+        found = _write_entries(tree, list(entries), writer, note)
         index = Index(found, writer.frames())
         if on_reuse is not None:
             on_reuse(*writer.reused)
@@ -118,7 +119,9 @@ def _compression(level: int, base: Base | None) -> str | None:
     return ours if base is None or base.release.compression == ours else None
 
 
-def _write_entries(tree: Path, entries: list[Entry], writer: LayerWriter) -> tuple[Entry, ...]:
+def _write_entries(
+    tree: Path, entries: list[Entry], writer: LayerWriter, note: Note | None,
+) -> tuple[Entry, ...]:
     """Write every entry's record in the tar's order; returns the entries with their digests and extents."""
     cutter, links = Cutter(writer, writer.cuts), dict[bytes, list[int]]()
     for row, entry in enumerate(entries):
@@ -126,7 +129,7 @@ def _write_entries(tree: Path, entries: list[Entry], writer: LayerWriter) -> tup
             links.setdefault(entry.link, []).append(row)
     waiting = [tarstream.place(entry, row) for row, entry in enumerate(entries) if entry.type is not EntryType.LINK]
     heapify(waiting)
-    tries: Counter[int] = Counter()
+    tries, gone = Counter[int](), set[int]()
     with TreeReader(tree) as reader:
         while waiting:
             now = heappop(waiting)
@@ -136,7 +139,14 @@ def _write_entries(tree: Path, entries: list[Entry], writer: LayerWriter) -> tup
             except FileChangedError:
                 tries[row] += 1
                 # An emptied file stays so; it is never read and can't get here.
-                entries[row] = reader.again(entries[row])
+                try:
+                    entries[row] = reader.again(entries[row])
+                except VanishedError:
+                    if note is None or entries[row].path in links:  # with other names it is not gone
+                        raise
+                    note(f"/{printable(entries[row].path)} vanished while its tree was read; it is left out")
+                    gone.add(row)
+                    continue
                 if tries[row] == ATTEMPTS or tarstream.place(entries[row], row) < now:
                     raise
                 heappush(waiting, tarstream.place(entries[row], row))
@@ -146,7 +156,7 @@ def _write_entries(tree: Path, entries: list[Entry], writer: LayerWriter) -> tup
                 heappush(waiting, tarstream.place(entries[link], link))
     cutter.cut()
     writer.add(tarstream.END)
-    return tuple(entries)
+    return tuple(entry for row, entry in enumerate(entries) if row not in gone)
 
 
 def _write(entry: Entry, reader: TreeReader, cutter: Cutter) -> Entry:

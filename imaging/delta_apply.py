@@ -132,6 +132,7 @@ class Applied:
         self._taken = Taken()
         self._missed: set[int] = set()
         self._parts: list[list[_Part]] = []
+        self._lengths: list[int] = []
         self.index = self._lay_out(new)
 
     # -- laying out ---------------------------------------------------------------------------------------------
@@ -163,12 +164,12 @@ class Applied:
             if entry.size > PIECE:
                 extents[entry.digest] = self._pieces(row)
                 continue
-            if group < 0 or self._length(group) + entry.size > PIECE:
+            if group < 0 or self._lengths[group] + entry.size > PIECE:
                 group = self._new_frame()
             extents[entry.digest] = (self._put(group, _Part(row, 0, entry.size, True)),)
         for row in spooled:  # what one worker packs the others must not wait for
             extents[self._files[row].digest] = (first[row], *self._pieces(row, PIECE))
-        frames = tuple(Frame(number, 1, self._length(number), b"") for number in range(len(self._parts)))
+        frames = tuple(Frame(number, 1, length, b"") for number, length in enumerate(self._lengths))
         entries = tuple(replace(entry, extents=extents[entry.digest]) if entry.is_file and entry.size else entry
                         for entry in new.entries)
         return Index(entries, frames)
@@ -183,15 +184,14 @@ class Applied:
 
     def _new_frame(self) -> int:
         self._parts.append([])
+        self._lengths.append(0)
         return len(self._parts) - 1
 
     def _put(self, number: int, part: _Part) -> Extent:
-        offset = self._length(number)
+        offset = self._lengths[number]
         self._parts[number].append(part)
+        self._lengths[number] += part.length
         return Extent(number, offset, part.length)
-
-    def _length(self, number: int) -> int:
-        return sum(part.length for part in self._parts[number])
 
     # -- making frames: in the restore's workers ----------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from imaging import tarstream
 from imaging.entry import DIGEST_BYTES, Entry, EntryType, Extent
 from imaging.frames import COARSE, FINE, PIECE, Cuts
 from imaging.index import MAX_FRAME_BYTES, Index, from_columns, to_columns
-from plumbing.errors import CorruptError
+from plumbing.errors import CorruptError, UsageError
 
 _DENSE = ("path", "mode", "uid", "gid", "mtime_ns")
 _OF_FILES = ("size", "blake3", "extents")
@@ -57,7 +57,8 @@ def from_lines(data: bytes) -> Index:
         frames: list[list[object]] = [json.loads(line) for line in lines[:end]]
         rows: list[list[object]] = json.loads("[" + ",".join(lines[end + 1:]) + "]")
         index = _index(cast("dict[str, object]", top), frames, rows)
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError, MemoryError,
+            UsageError) as error:
         raise CorruptError("the index in the delta is unusable: it is not written as lines of JSON; restore the full "
                            "release, or make the delta anew") from error
     return index
@@ -113,7 +114,10 @@ def _index(top: dict[str, object], frames: list[list[object]], rows: list[list[o
     if cuts is not None:  # whatever else is wrong with the index is found first, with extents that are not
         columns["extents"] = [[] for _ in digests]
         entries = from_columns({**columns, "size": [0] * len(digests), "holes": [], "frames": _frames([], [])}).entries
-        sizes = iter(cast("list[int]", columns["size"]))
+        lengths = cast("list[int]", columns["size"])
+        if min(lengths, default=0) < 0 or sum(lengths) > len(frames) * MAX_FRAME_BYTES:
+            raise ValueError("so much is not in so few frames")
+        sizes = iter(lengths)
         sums = iter(digests)
         whole = [replace(entry, size=next(sizes), digest=bytes.fromhex(next(sums))) if entry.is_file else entry
                  for entry in entries]

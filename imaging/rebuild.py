@@ -8,8 +8,11 @@ bytes; two of them, and the source is dropped as any that lies.
 
 from __future__ import annotations
 
+import glob
+import os
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from imaging.entry import Entry
+from imaging.excludes import Exclude
 from imaging.frames import PIECE, compress
 from imaging.index import Index
 from imaging.scan import TreeReader, scan
@@ -35,13 +39,18 @@ class There:
 def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
     """Return which of the contents of `wanted` some file of `tree` holds, by their digests.
 
-    Only files of a length that is wanted are read, and none beyond a mount point. What changes meanwhile is left out.
+    Only files of a length that is still wanted are read, and none at or beyond a mount point, nor those with more holes
+    than a content of that length: any user can make thousands, of no bytes and of hours to read. What changes meanwhile
+    is left out.
     """
-    sizes, digests = {entry.size for entry in wanted if entry.size}, {entry.digest for entry in wanted}
+    lacking, hollow = dict[int, set[bytes]](), dict[int, int]()
+    for entry in filter(lambda entry: entry.size, wanted):
+        lacking.setdefault(entry.size, set()).add(entry.digest)
+        hollow[entry.size] = max(hollow.get(entry.size, 0), _hollow(entry))
     found: dict[bytes, There] = {}
     with TreeReader(tree) as reader:
-        for entry in scan(tree, one_file_system=True):
-            if not entry.is_file or entry.size not in sizes:
+        for entry in scan(tree, excludes=list(_mounts(tree)), one_file_system=True):
+            if not entry.is_file or not lacking.get(entry.size) or _hollow(entry) > hollow[entry.size]:
                 continue
             summed = blake3()
             try:
@@ -49,9 +58,24 @@ def known_content(tree: Path, wanted: Collection[Entry]) -> dict[bytes, There]:
                     summed.update(piece)
             except (BusyError, DiskError):
                 continue
-            if summed.digest() in digests:
-                found.setdefault(summed.digest(), There(tree, entry))
+            if summed.digest() in lacking[entry.size]:
+                lacking[entry.size].remove(summed.digest())
+                found[summed.digest()] = There(tree, entry)
     return found
+
+
+def _mounts(tree: Path) -> Iterator[Exclude]:
+    """Yield what is mounted below `tree`: root may not even look at a user's FUSE, and waits long for a dead server."""
+    top = os.fsencode(tree.resolve()).rstrip(b"/") + b"/"
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:  # a name may hold a carriage return
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
+        if point.startswith(top) and point != top:
+            yield Exclude("/" + glob.escape(os.fsdecode(point.removeprefix(top))))
+
+
+def _hollow(entry: Entry) -> int:
+    """Return how many bytes of a file are holes."""
+    return sum(hole.length for hole in entry.holes)
 
 
 class TreeSource:
@@ -118,12 +142,9 @@ class TreeSource:
 
     def _content(self, entry: Entry, first: int, last: int) -> bytes:
         """Return a run of a content, from the file that has it now."""
-        there, parts, place = self._found[entry.digest], [], 0
+        there = self._found[entry.digest]
         try:
             with TreeReader(there.tree) as reader:
-                for piece in reader.pieces(there.entry, PIECE):
-                    parts.append(piece[max(0, first - place):max(0, last - place)])
-                    place += len(piece)
+                return b"".join(reader.pieces(there.entry, PIECE, first, last))
         except (BusyError, DiskError) as error:
             raise NotFoundError(f"{self.name} have changed: {error.sentence}") from error
-        return b"".join(parts)

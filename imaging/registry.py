@@ -84,11 +84,10 @@ class Place:
 
 
 class Registry:
-    """One repository of one registry, used by one thread."""
+    """One repository of one registry, used by one thread. `answer_s` is how long any answer may take, in seconds."""
 
     def __init__(self, place: Place, credentials: Credentials | None = None, *,
-                 pause: Callable[[float], None] = time.sleep, chunk_bytes: int = CHUNK_BYTES,
-                 answer_s: float = ANSWER_S) -> None:
+                 pause: Callable[[float], None] = time.sleep, chunk_bytes: int = CHUNK_BYTES) -> None:
         if credentials is not None and place.origin.startswith("http://") and not _local(place.origin):
             raise RefusedError(f"the password for {place.host} would go over the network in clear; use https, or give "
                                "no credentials")
@@ -97,9 +96,9 @@ class Registry:
         self._authorization = f"Bearer {credentials.token}" if credentials and credentials.token else ""
         self._pause = pause
         self._chunk_bytes = chunk_bytes
-        self._answer_s = answer_s
         self._clients: dict[str, Client] = {}
         self._reached = False
+        self.answer_s = ANSWER_S
 
     # -- pulling ------------------------------------------------------------------------------------------------
 
@@ -213,7 +212,7 @@ class Registry:
         told = answer.headers.get("location")
         if not told:
             raise NetworkError(f"{self.place.host} took an upload and did not say where; is it an OCI registry?")
-        return urljoin(f"{self.place.origin}/", told)
+        return self._led(f"{self.place.origin}/", told)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -260,7 +259,7 @@ class Registry:
         return self._followed(method, url, body, headers, max_bytes)
 
     def _token(self, realm: str, query: str) -> str:
-        parts = urlsplit(realm)
+        parts = urlsplit(self._led("", realm))
         origin = f"{parts.scheme}://{parts.netloc}"
         if self._credentials is not None and parts.scheme != "https" and not _local(origin):
             raise RefusedError(f"{self.place.host} asks for its password to be sent to {origin} in clear; nothing was "
@@ -269,7 +268,7 @@ class Registry:
         headers = {"Authorization": known.basic()} if known is not None and known.user else {}
         target = f"{parts.path}?{'&'.join(filter(None, (parts.query, query)))}"
         answer = self._client(origin).request("GET", target, headers=headers, max_bytes=1 << 20,
-                                              deadline_s=self._answer_s)
+                                              deadline_s=self.answer_s)
         if answer.status != 200:
             raise self._refusal(answer)
         told = answer.json()
@@ -286,11 +285,21 @@ class Registry:
             sent = {**headers, **({"Authorization": self._authorization} if ours and self._authorization else {})}
             target = f"{parts.path}{f'?{parts.query}' if parts.query else ''}"
             answer = self._client(origin).request(method, target, body=body, headers=sent, max_bytes=max_bytes,
-                                                  deadline_s=self._answer_s)
+                                                  deadline_s=self.answer_s)
             if answer.status not in {301, 302, 303, 307, 308} or method not in {"GET", "HEAD"}:
                 return answer
-            url = urljoin(url, answer.headers.get("location", ""))
+            url = self._led(url, answer.headers.get("location", ""))
         raise NetworkError(f"{self.place.host} redirects without end")
+
+    def _led(self, url: str, told: str) -> str:
+        """Return where the registry leads from `url`."""
+        try:
+            found = urljoin(url, told)
+            urlsplit(found)
+        except ValueError as error:
+            raise CorruptError(f"{self.place.host} leads to {told[:80]!r}, which is no address; ask who runs it"
+                               ) from error
+        return found
 
     def _client(self, origin: str) -> Client:
         if origin not in self._clients:

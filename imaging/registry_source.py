@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from imaging.ahead import SPAN_BYTES
 from imaging.registry import Place, Registry
 from imaging.registry_auth import Credentials
 from imaging.sources import PATIENCE_S, SLOWEST, layer_hex
@@ -28,10 +27,10 @@ class RegistrySource:
         """Fetch a range, once: who fetches frames tries again, or elsewhere."""
         registry: Registry | None = getattr(self._mine, "registry", None)
         if registry is None:
-            registry = self._mine.registry = Registry(
-                self._place, self._known, answer_s=PATIENCE_S + SPAN_BYTES / SLOWEST)
+            registry = self._mine.registry = Registry(self._place, self._known)
             with self._lock:
                 self._all.append(registry)
+        registry.answer_s = PATIENCE_S + length / SLOWEST
         return registry.span(self._digest, offset, length)
 
     def close(self) -> None:

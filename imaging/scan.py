@@ -37,6 +37,10 @@ class FileChangedError(BusyError):
         super().__init__(f"/{printable(path)} keeps changing while it is read; stop what writes it or exclude it")
 
 
+class VanishedError(FileChangedError):
+    """A file is not there any more, nor anything of its name."""
+
+
 def scan(
     tree: Path, *, excludes: Sequence[Exclude] = (), one_file_system: bool = False, note: Note | None = None,
     descend: Callable[[bytes], bool] | None = None,
@@ -236,9 +240,11 @@ class TreeReader:
         os.close(self._folder)
         os.close(self._top)
 
-    def pieces(self, entry: Entry, piece_bytes: int = 4 << 20) -> Iterator[bytes]:
+    def pieces(self, entry: Entry, piece_bytes: int = 4 << 20, first: int = 0, last: int | None = None
+               ) -> Iterator[bytes]:
         """Yield the content of the file `entry` in pieces of `piece_bytes` (the last may be shorter).
 
+        With `first` and `last` only the bytes from the one up to the other, which is not among them.
         Raises FileChangedError, possibly after the last piece, when the file is not what `entry` says or did not
         hold still; what was yielded must be thrown away then.
         """
@@ -253,7 +259,8 @@ class TreeReader:
             if not stat.S_ISREG(before.st_mode) or (before.st_size, before.st_mtime_ns) != (
                     entry.size, entry.mtime_ns):
                 raise FileChangedError(entry.path)
-            left = entry.size
+            os.lseek(handle, first, os.SEEK_SET)
+            left = (entry.size if last is None else last) - first
             while left:
                 piece = _read(handle, min(left, piece_bytes))
                 if not piece:
@@ -270,15 +277,18 @@ class TreeReader:
     def again(self, entry: Entry) -> Entry:
         """Look at `entry` anew, after a FileChangedError; raises it again when it is of another type now.
 
+        Raises VanishedError when it is gone.
         A hard link comes back as the inode it names: a file, symlink, device or fifo of its own.
         """
         try:
             folder = self._enter(parent(entry.path))
             found = _look(folder, entry.path.rpartition(b"/")[2], entry.path, {}, lambda _sentence: None)
         except OSError as error:
-            raise self._lost(entry, error) from error
+            raise VanishedError(entry.path) if error.errno == errno.ENOENT else self._lost(entry, error) from error
+        if found is None:
+            raise VanishedError(entry.path)
         kinds = {entry.type} if entry.type is not EntryType.LINK else {*EntryType} - {EntryType.DIRECTORY}
-        if found is None or found[0].type not in kinds:
+        if found[0].type not in kinds:
             raise FileChangedError(entry.path)
         return found[0]
 

@@ -21,6 +21,9 @@ from plumbing.errors import CorruptError, NetworkError, UsageError, from_wire
 Signer = Callable[[str, str, bytes], Mapping[str, str]]
 """(method, path with query, body) -> headers that authenticate the request; see plumbing.hostauth."""
 
+_FAILURES = (OSError, http.client.HTTPException, UnicodeError)
+"""What asking fails with; UnicodeError with a name or path, as a redirection tells it, that nothing can have."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -139,14 +142,14 @@ class Client:
         until = None if deadline_s is None else clock.monotonic() + deadline_s
         try:
             return self._send(method, target, body, self._signed(method, target, body, plain), until)
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             self.close()
             if not kept_open:
                 raise self._unreachable(path, error) from error
         # A kept connection may have been closed by the server in the meantime. Signed anew: the first may have arrived.
         try:
             return self._send(method, target, body, self._signed(method, target, body, plain), until)
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             self.close()
             raise self._unreachable(path, error) from error
 

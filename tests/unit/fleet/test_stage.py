@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from blake3 import blake3
 from servers import Machine, Server, free_port, make_site, serving, wait_until
 
 from fleet import agent, stage
+from fleet.local_frames import LocalFrames
 from fleet.stage import WINDOW, Stager, refuse_separate_boot
 from imaging import delta_build
+from imaging.audit import load_index
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
 from imaging.delta_manifest import DeltaManifest
 from imaging.release import Release
-from imaging.sources import StageSource
+from imaging.sources import StageSource, StageWriter
 from imaging.store import Store
 from plumbing import clock
-from plumbing.errors import BusyError, NetworkError, RefusedError, TrustError
+from plumbing.errors import BusyError, DiskError, NetworkError, RefusedError, TrustError
 from plumbing.run import run
 from recovery import identity, tickets
 from recovery.log import Log
@@ -188,6 +193,76 @@ def test_a_file_that_drifted_from_its_release_is_made_of_the_full_one(
     assert "1 files are not as debian/12.0/amd64 had them, the first is /5" in bench.out.getvalue()
 
 
+@pytest.mark.parametrize("failure", [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), MemoryError(), zstandard.ZstdError("x"), struct.error("x"),
+    ValueError("x"), DiskError("x")], ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("what", ["imaging.rebuild.known_content", "imaging.delta_apply.make_contents",
+                                  "imaging.rebuild.TreeSource.read"])
+def test_whatever_goes_wrong_with_making_frames_they_are_fetched(
+        bench: Bench, running: tuple[Server, Release], monkeypatch: pytest.MonkeyPatch, what: str,
+        failure: Exception) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise failure
+
+    stager = on_the_older_release(bench, running)
+    monkeypatch.setattr(what, fail)
+    assert stager._frames()["frames"] != 0
+    assert staged_right(bench)
+    assert "no more frames are made here" in bench.out.getvalue()
+    assert not (bench.local / "recover/stage/changed").exists()
+
+
+def test_one_frame_that_comes_out_otherwise_does_not_spoil_the_others(
+        bench: Bench, running: tuple[Server, Release]) -> None:
+    site, release = running[0].site, bench.release
+    index = load_index(Store(site.store), release)
+    number = len(index.frames) // 2
+    frames = list(index.frames)
+    frames[number] = replace(frames[number], digest=bytes(32))
+    with StageWriter(bench.local / "recover/stage", release.layer_digest) as written:
+        local = LocalFrames(site.root.parent / "tree", release, replace(index, frames=tuple(frames)), written, str)
+        assert local.of_files(list(range(len(frames)))) == [number]
+
+
+def test_a_stage_that_cannot_be_written_is_no_frame_to_be_fetched(
+        bench: Bench, running: tuple[Server, Release], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise DiskError("the stage is full")
+
+    stager = on_the_older_release(bench, running)
+    (stager.root / "0").unlink()
+    put = StageWriter.put
+    monkeypatch.setattr(StageWriter, "put", lambda self, offset, data, frame=None: (
+        full() if (bench.local / "recover/stage/changed").exists() else put(self, offset, data, frame)))
+    with pytest.raises(DiskError, match="the stage is full"):
+        stager._frames()
+    assert not (bench.local / "recover/stage/changed").exists()
+
+
+def test_what_a_power_cut_left_of_a_delta_takes_no_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recovery import disks
+
+    changed = bench.stager().folder / "changed"
+    changed.mkdir()
+    (changed / "half").write_bytes(b"made")
+    asked: list[bool] = []
+    monkeypatch.setattr(disks, "require_space", lambda *_: asked.append(changed.exists()))
+    bench.stager()._frames()
+    assert asked == [False]
+
+
+def test_a_lost_ticket_stops_a_delta(
+        bench: Bench, running: tuple[Server, Release], monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_tickets: object) -> None:
+        raise BusyError("the ticket was lost")
+
+    stager = on_the_older_release(bench, running)
+    monkeypatch.setattr(stage, "still_held", lost)
+    with pytest.raises(BusyError):
+        stager._frames()
+    assert "frames made of the delta" not in bench.out.getvalue()
+
+
 def test_another_release_of_that_name_or_a_delta_that_is_gone_leaves_frames_to_fetch(
         bench: Bench, running: tuple[Server, Release]) -> None:
     site = running[0].site
@@ -203,7 +278,7 @@ def test_another_release_of_that_name_or_a_delta_that_is_gone_leaves_frames_to_f
     finally:
         blob.with_suffix(".away").rename(blob)
     assert staged_right(bench)
-    assert "is of no use here, frames are fetched" in bench.out.getvalue()
+    assert "no more frames are made here, the others are fetched" in bench.out.getvalue()
 
 
 def test_what_is_staged_already_needs_no_room_and_other_releases_make_room(

@@ -81,6 +81,22 @@ def test_a_frame_that_was_not_announced_is_fetched_all_the_same(servers: list[Se
         assert ahead.frame(FRAMES[1]) == LAYER[SIZE:2 * SIZE]
 
 
+def test_without_a_source_the_first_frame_says_so() -> None:
+    told: list[str] = []
+
+    def ask() -> None:
+        with Ahead(FrameFetcher([]), FRAMES) as ahead:
+            try:
+                ahead.frame(FRAMES[0])
+            except NetworkError as error:
+                told.append(error.sentence)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(30)
+    assert told and "there is no source at all" in told[0]
+
+
 def test_any_order_of_asking_ends(servers: list[Server]) -> None:
     """Even the last frame first, with room for one range only."""
     with Ahead(abreast(servers[:2]), FRAMES, span_bytes=SPAN, ahead_bytes=1) as ahead:

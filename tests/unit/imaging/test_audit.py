@@ -8,6 +8,7 @@ import pytest
 from trees import noise, rich_tree
 
 from imaging import capture as capturing
+from imaging import tarstream
 from imaging.audit import audit, load_index
 from imaging.capture import capture
 from imaging.index import Index, encode
@@ -36,6 +37,16 @@ def test_a_rich_release_is_whole(tmp_path: Path) -> None:
     assert found.release == release
     assert found.files == sum(entry.is_file for entry in load_index(store, release).entries)
     assert told[-1] == release.raw_bytes
+
+
+@pytest.mark.root
+def test_a_release_in_tree_order_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As releases were built before their entries lay in the order of times."""
+    tree, store = rich_tree(tmp_path / "tree"), Store(tmp_path / "store")
+    with monkeypatch.context() as before:
+        before.setattr(tarstream, "place", lambda _entry, row: (False, 0, row))
+        release = Release.parse(capture(tree, store, name="p", version="1", arch="amd64", excludes=()))
+    assert audit(store, REF).release == release
 
 
 @pytest.mark.parametrize(("where", "complaint"), [

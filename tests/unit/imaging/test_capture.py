@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from blake3 import blake3
 from trees import describe, noise, rich_tree
 
 from imaging.audit import audit
-from imaging.capture import capture
+from imaging.capture import capture, write_layer
 from imaging.entry import Entry, EntryType, Hole
 from imaging.excludes import Exclude
 from imaging.frames import TABLE_END
 from imaging.index import Index
 from imaging.release import Release
-from imaging.scan import FileChangedError, TreeReader
+from imaging.scan import FileChangedError, TreeReader, scan
 from imaging.store import Store
 from plumbing.errors import DiskError, RefusedError, UsageError
 from plumbing.run import run
@@ -150,6 +151,23 @@ def test_the_tar_is_in_the_order_of_times_and_links_come_after_their_file(
     (tmp_path / "out").mkdir()
     run(["tar", "-I", "zstd", "-xpf", layer, "-C", tmp_path / "out"])
     assert describe(tmp_path / "out") == describe(tree)
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_left_out_and_told(tmp_path: Path) -> None:
+    """The whole tree is scanned first, and a living one loses files meanwhile."""
+    tree, told = plain_tree(tmp_path / "tree"), list[str]()
+    (tree / "folder").mkdir()
+    (tree / "folder/short-lived").write_bytes(b"1")
+    entries = list(scan(tree))
+    (tree / "07").unlink()
+    shutil.rmtree(tree / "folder")
+    with (tmp_path / "layer").open("wb") as stream:
+        index, _, _ = write_layer(tree, iter(entries), stream, note=told.append)
+    lost = {b"07", b"folder/short-lived"}
+    assert {entry.path for entry in entries} - {entry.path for entry in index.entries} == lost
+    assert {sentence.split()[0] for sentence in told} == {"/07", "/folder/short-lived"}
+    with (tmp_path / "kept").open("wb") as stream, pytest.raises(FileChangedError):
+        write_layer(tree, iter(entries), stream)
 
 
 def test_a_file_that_goes_back_in_time_while_it_is_read_is_named(

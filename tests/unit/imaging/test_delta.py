@@ -7,8 +7,10 @@ import json
 import os
 import random
 import shutil
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -380,6 +382,16 @@ def test_a_head_or_lines_that_are_none(data: bytes) -> None:
             read(data)
 
 
+@contextmanager
+def tracing() -> Iterator[Callable[[], int]]:
+    """Give what says how many bytes Python had at most since."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_spoiled_lines_are_refused_or_an_index(pair: Pair, data: st.DataObject) -> None:
@@ -391,6 +403,27 @@ def test_spoiled_lines_are_refused_or_an_index(pair: Pair, data: st.DataObject) 
     except CorruptError:
         return
     assert isinstance(found, Index) and all(b".." not in entry.path.split(b"/") for entry in found.entries)
+
+
+@pytest.mark.parametrize("sizes", [(1 << 40,), (1 << 36, -(1 << 36))])
+def test_lines_with_sizes_that_no_frames_hold_are_refused_at_once(sizes: tuple[int, ...]) -> None:
+    """Thousands of pieces, or as many as memory holds, would be laid out before anything is compared."""
+    head = {"format": "dev.reroot.index", "version": 1, "cuts": [1, 1, 1, 1]}
+    rows = [["d", ".", 0o755, 0, 0, 0], *(["f", f"{number}", 0o644, 0, 0, 0, size, "00" * 32, 0]
+                                          for number, size in enumerate(sizes))]
+    lines = "\n".join(map(json.dumps, [head, [0, 20, 1024, "00" * 32], "", *rows])).replace('\n""\n', "\n\n")
+    with tracing() as peak, pytest.raises(CorruptError, match="not written as lines"):
+        from_lines(lines.encode())
+    assert peak() < 1 << 20
+
+
+def test_lines_with_an_acl_that_is_none_are_refused(tmp_path: Path) -> None:
+    made = Captured(tmp_path, old_tree(tmp_path / "tree"))
+    lines = to_lines(made.index).split(b"\n")
+    top = lines.index(b"") + 1
+    lines[top] = lines[top][:-1] + b',{"xattrs":[["system.posix_acl_access","AAAA"]]}]'
+    with pytest.raises(CorruptError):
+        from_lines(b"\n".join(lines))
 
 
 @pytest.mark.parametrize("spoil", [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import captured
@@ -92,6 +94,75 @@ def test_a_tree_that_changes_afterwards_is_not_believed(tmp_path: Path, change: 
     with Ahead(fetcher, made.index.frames) as ahead:
         restore(made.index, ahead, target)
     assert describe(target) == describe(made.tree)
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_piece_of_a_large_file_costs_no_more_than_its_own_bytes(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "large").write_bytes(noise(1, 48 << 20))
+    made = Captured(tmp_path, tree)
+    source = source_of(tree, made)
+    before = bytes_read()
+    for frame in made.index.frames:
+        assert blake3(source.read(frame.offset, frame.length)).digest() == frame.digest
+    assert bytes_read() - before < 50 << 20
+
+
+def test_of_many_files_with_the_same_content_one_is_read(tmp_path: Path) -> None:
+    tree, many = tmp_path / "tree", tmp_path / "many"
+    for folder, count in ((tree, 1), (many, 9)):
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}").write_bytes(noise(1, 4 << 20))
+    made = Captured(tmp_path, tree)
+    before = bytes_read()
+    assert len(known_content(many, made.index.entries)) == 1
+    assert bytes_read() - before < 5 << 20
+
+
+@pytest.mark.root
+def test_what_is_mounted_in_the_tree_is_not_even_looked_at(tmp_path: Path) -> None:
+    """Neither a user's FUSE, which root may not see, nor one that nobody answers for: looking would wait for ever."""
+    tree = tmp_path / "tree"
+    libc, points = ctypes.CDLL(None, use_errno=True), [tree / "a user's *[x] \r\udcff", tree / "gone/dead server"]
+    for point in points:
+        point.mkdir(parents=True)
+    (tree / "file").write_bytes(noise(1, 5000))
+    made = Captured(tmp_path, tree)
+    with Path("/dev/fuse").open("r+b", buffering=0) as one, Path("/dev/fuse").open("r+b", buffering=0) as other:
+        for stream, point, user in ((one, points[0], 1000), (other, points[1], 0)):
+            options = f"fd={stream.fileno()},rootmode=40000,user_id={user},group_id={user}".encode()
+            assert libc.mount(b"fuse", os.fsencode(point), b"fuse", 0, options) == 0
+        with pytest.raises(PermissionError):
+            points[0].stat()
+        found = list[object]()
+        looking = threading.Thread(target=lambda: found.append(known_content(tree, made.index.entries)), daemon=True)
+        looking.start()
+        looking.join(30)
+        for point in points:
+            assert libc.umount2(os.fsencode(point), 2) == 0
+    assert found and len(found) == 1
+
+
+def test_holes_that_no_content_has_are_not_read(tmp_path: Path) -> None:
+    tree, many = tmp_path / "tree", tmp_path / "many"
+    for folder, name in ((tree, "dense"), (tree, "sparse"), *((many, f"{number}") for number in range(20))):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(noise(1, 10_000))
+        os.truncate(folder / name, (6 if name == "sparse" else 4) << 20)
+    (tree / "dense").write_bytes(noise(2, 4 << 20))
+    shutil.copyfile(tree / "sparse", many / "sparse")
+    os.truncate(many / "sparse", 10_000)
+    os.truncate(many / "sparse", 6 << 20)
+    made = Captured(tmp_path, tree)
+    before = bytes_read()
+    assert [there.entry.path for there in known_content(many, made.index.entries).values()] == [b"sparse"]
+    assert bytes_read() - before < 8 << 20
 
 
 @pytest.mark.root

@@ -11,11 +11,12 @@ import pytest
 from loopback import Handler, Server
 from trees import noise
 
+from imaging import registry_source
 from imaging.registry import Place, Registry
 from imaging.registry_auth import Credentials
 from imaging.registry_source import RegistrySource
 from plumbing.digest import sha256
-from plumbing.errors import ConfigError, NotFoundError, RerootError
+from plumbing.errors import ConfigError, NetworkError, NotFoundError, RerootError
 
 LAYER = noise(1, 300_000)
 DIGEST = "sha256:" + "ab" * 32
@@ -83,9 +84,34 @@ def test_a_redirect_to_the_storage_is_followed_without_the_login(server: Server,
         assert len(seen) == 5
 
 
+def test_a_longer_range_has_more_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 6 << 20
+
+    def paced(handler: Handler) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        for _ in range(6):
+            handler.server.stop.wait(0.5)
+            handler.wfile.write(bytes(1 << 20))
+
+    monkeypatch.setattr(registry_source, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(registry_source, "SLOWEST", 1 << 20)
+    server.answers[BLOB] = paced
+    assert reading(server).read(0, length) == bytes(length)
+    monkeypatch.setattr(registry_source, "SLOWEST", 4 << 20)
+    with pytest.raises(NetworkError, match="does not answer"):
+        reading(server).read(0, length)
+
+
 @pytest.mark.parametrize(("status", "name", "value", "match"), [
     (307, "Location", BLOB, "redirects without end"),
     (307, "Location", "file:///etc/passwd", "not a server's URL"),
+    (307, "Location", "http://[", "no address"),
+    (307, "Location", "/\u00e4", "does not answer"),
+    (307, "Location", f"http://{'a' * 64}.example/", "does not answer"),
+    (401, "WWW-Authenticate", 'Bearer realm="http://["', "no address"),
+    (401, "WWW-Authenticate", 'Bearer realm="http://127.0.0.1:x/"', "not a server's URL"),
     (401, "WWW-Authenticate", 'Bearer realm="file:///etc/passwd"', "not a server's URL"),
     (401, "WWW-Authenticate", 'Bearer realm="http://127.0.0.1:9/"', "does not answer"),
     (401, "WWW-Authenticate", "Digest x", "no credentials"),
