@@ -14,7 +14,7 @@ from plumbing import durable
 from plumbing.digest import sha256
 from plumbing.errors import NetworkError, RerootError, TrustError
 from plumbing.http import Client
-from recovery.order import Order, Target
+from recovery.order import URL, Order, Target
 
 if TYPE_CHECKING:
     from imaging.index import Index
@@ -63,11 +63,12 @@ def groups(order: Order, tickets: Iterable[str] = ()) -> tuple[tuple[str, ...], 
     """Return the servers of a release, nearest first; those of one group serve abreast.
 
     A ticket's provider is the one that has room for this host: the servers of the order come after it, for what it
-    lacks, and the control server, which every host knows, comes last.
+    lacks, and the control server, which every host knows, comes last. A ticket is not signed: what is no URL in it is
+    left out.
     """
     seen: set[str] = set()
     found = []
-    for urls in (tickets, order.content, (order.control,)):
+    for urls in (filter(URL.fullmatch, tickets), order.content, (order.control,)):
         group = tuple(dict.fromkeys(url.rstrip("/") for url in urls if url.rstrip("/") not in seen))
         seen.update(group)
         found.append(group)
