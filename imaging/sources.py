@@ -189,10 +189,6 @@ class StageWriter:
         """Whether the frame of that number is here already."""
         return number in self._have.frames
 
-    def covers(self, offset: int, length: int) -> bool:
-        """Whether a range, the index's for example, is here already."""
-        return self._have.covers(offset, length)
-
     def put(self, offset: int, data: bytes, frame: int | None = None) -> None:
         """Store bytes of the layer: those of the frame number `frame`, or of anything else. The caller checked them."""
         try:

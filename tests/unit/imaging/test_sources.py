@@ -206,8 +206,6 @@ def test_a_stage_has_what_was_put_and_nothing_else(tmp_path: Path) -> None:
         assert not writer.has(7), "promised only when durable"
         writer.commit()
         assert writer.has(7)
-        assert writer.covers(200, 100)
-        assert not writer.covers(199, 100)
     stage = StageSource(tmp_path, DIGEST)
     assert stage.has(7) and not stage.has(0)
     assert stage.read(5100, 900) == LAYER[5100:6000]
