@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console, image_delta, image_gc, image_transfer
-from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
+from cli import console, image_delta, image_gc, image_restore, image_transfer
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Releases: build, list, show, verify, push, pull, export, import, gc; deltas between them.")
+    help="Releases: build, list, show, verify, restore, push, pull, export, import, gc; deltas between them.")
 app.add_typer(image_delta.app)
 app.add_typer(image_gc.app)
+app.add_typer(image_restore.app)
 app.add_typer(image_transfer.app)
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
@@ -227,10 +228,7 @@ def _excludes(
 
 
 def _open(path: Path, keys: Sequence[Path] | None = None) -> tuple[Store, Catalogue]:
-    from control.site import Site
-    from imaging.store import Store
-
-    return Store(Site.open(path).store), catalogue_of(path, keys)
+    return store_of(path), catalogue_of(path, keys)
 
 
 def _releases(store: Store) -> list[Release]:

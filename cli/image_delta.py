@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.console import size
 from cli.progress import telling
 from plumbing import clock
@@ -37,7 +37,7 @@ def make(
     from imaging.delta_build import build
     from imaging.delta_manifest import DeltaManifest
 
-    catalogue, store = catalogue_of(site, keys), _open(site)
+    catalogue, store = catalogue_of(site, keys), store_of(site)
     before, after = stored(store, old), stored(store, new)
     started = clock.monotonic()
     with telling("delta", as_json=as_json) as tell:
@@ -77,7 +77,7 @@ def apply(
     from imaging.verify import verify
     from plumbing.durable import told
 
-    catalogue, store = catalogue_of(site), _open(site)
+    catalogue, store = catalogue_of(site), store_of(site)
     before, after = stored(store, old), stored(store, new)
     target_path = f"{delta_ref(before.ref, after.ref)}.json"
     if target_path not in catalogue.listed():
@@ -112,13 +112,6 @@ def apply(
               f"in {seconds:.1f} s")
     if wrong:
         raise RefusedError(f"{target} is not {after.ref}: {len(wrong)} differences, first {wrong[0]}")
-
-
-def _open(site: Path) -> Store:
-    from control.site import Site
-    from imaging.store import Store
-
-    return Store(Site.open(site).store)
 
 
 def _head(store: Store, found: DeltaManifest, before: Release, after: Release) -> tuple[Delta, FileSource]:

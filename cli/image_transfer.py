@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.console import size
 from cli.progress import telling
 
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
     from imaging.registry import Place, Registry
+    from imaging.registry_auth import Credentials
     from imaging.store import Store
     from imaging.transfer import Moved
 
@@ -43,7 +44,7 @@ def push(
     from imaging import transfer
     from imaging.audit import stored
 
-    store = _open(site)
+    store = store_of(site)
     registry = _registry(place, authfile, plain_http)
     release = stored(store, ref)
     tag = registry.place.reference or transfer.default_tag(release)
@@ -68,7 +69,7 @@ def pull(
     from imaging import transfer
     from plumbing.errors import UsageError
 
-    catalogue, store = catalogue_of(site, keys), _open(site)
+    catalogue, store = catalogue_of(site, keys), store_of(site)
     registry = _registry(place, authfile, plain_http)
     if not registry.place.reference:
         raise UsageError(f"{registry.place} is a repository; add one of its tags: {', '.join(registry.tags()[-20:])}")
@@ -88,7 +89,7 @@ def export(
     """Copy a release, its recovery image and its deltas to a folder or a tar, to be carried by hand."""
     from imaging import layouts
 
-    store = _open(site)
+    store = store_of(site)
     write = layouts.export_archive if target.suffix == ".tar" else layouts.export_folder
     with telling("export", as_json=as_json) as tell:
         moved = write(store, store.complete(ref), target, tell)
@@ -108,7 +109,7 @@ def bring_in(
     """Take exported releases into the store, every digest checked; hosts take them when they are signed."""
     from imaging import layouts
 
-    catalogue, store = catalogue_of(site, keys), _open(site)
+    catalogue, store = catalogue_of(site, keys), store_of(site)
     with telling("import", as_json=as_json) as tell:
         found = layouts.bring_in(store, source, ref, tell)
     facts = _received(catalogue, store, found, sign=sign, quiet=as_json)
@@ -143,19 +144,19 @@ def _received(
     return facts
 
 
-def _open(path: Path) -> Store:
-    from control.site import Site
-    from imaging.store import Store
+def registry_place(text: str, authfile: Path | None, plain: bool) -> tuple[Place, Credentials | None]:
+    """Return the place in a registry that `text` names, and who we are there; raises UsageError, ConfigError."""
+    from imaging.registry import Place
+    from imaging.registry_auth import find
 
-    return Store(Site.open(path).store)
+    place = Place.parse(text, plain=plain)
+    return place, find(place.host, place.repository, os.environ, authfile)
 
 
 def _registry(text: str, authfile: Path | None, plain: bool) -> Registry:
-    from imaging.registry import Place, Registry
-    from imaging.registry_auth import find
+    from imaging.registry import Registry
 
-    place: Place = Place.parse(text, plain=plain)
-    return Registry(place, find(place.host, place.repository, os.environ, authfile))
+    return Registry(*registry_place(text, authfile, plain))
 
 
 def _tell(moved: Moved, verb: str) -> None:
