@@ -125,6 +125,12 @@ def check_word(value: str, what: str) -> str:
     return value
 
 
+def is_ref(text: str) -> bool:
+    """Whether a text can be the name of a release, NAME/VERSION/ARCH."""
+    words = text.split("/")
+    return len(words) == 3 and all(_WORD.fullmatch(word) and len(word) <= 64 for word in words)
+
+
 def config(arch: str, diff_id: str) -> bytes:
     """Return the OCI image config; `diff_id` is the tar's SHA-256 as hex."""
     return canonical({"architecture": arch, "os": "linux", "config": {},
