@@ -13,8 +13,10 @@ import typer
 from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.console import size
 from cli.progress import telling
+from plumbing.errors import CorruptError
 
 if TYPE_CHECKING:
+    from imaging.bundle import Piece
     from imaging.catalogue import Catalogue
     from imaging.registry import Place, Registry
     from imaging.registry_auth import Credentials
@@ -128,20 +130,55 @@ def _received(
         with telling("check", as_json=quiet) as tell:
             audit(store, moved.release.ref, tell)
         catalogue.publish_all(targets(moved.pieces))
+    deltas = [piece for moved in found for piece in moved.pieces if piece.delta is not None]
+    unsigned = _sign_deltas(catalogue, store, deltas, quiet=quiet) if sign else {}
     listed, facts = catalogue.listed(), list[dict[str, object]]()
     for moved in found:
         release = moved.release
         published = release.target in listed and listed[release.target].digest == release.digest
-        facts.append({**_facts(moved), "published": published})
+        signed = {piece.ref: f"{piece.ref}.json" in listed and listed[f"{piece.ref}.json"].digest == piece.digest
+                  for piece in moved.pieces if piece.delta is not None}
+        facts.append({**_facts(moved), "published": published, "deltas": [
+            {"ref": ref, "published": is_signed, "reason": unsigned.get(ref)} for ref, is_signed in signed.items()]})
         if quiet:
             continue
         _tell(moved, "received")
         print(f"{release.ref} is in the store\nmanifest {release.digest}")
         if sign:
-            print("\n".join(f"published as {path}" for path in targets(moved.pieces)))
+            paths = [*targets(moved.pieces), *(f"{ref}.json" for ref, is_signed in signed.items() if is_signed)]
+            print("\n".join(f"published as {path}" for path in paths))
+            for ref in signed:
+                if ref in unsigned:
+                    print(f"not signed is {ref}: {unsigned[ref]}; hosts fetch frames instead")
         elif not published:
             print("not signed, so no host takes it yet; the same command with --sign signs it")
     return facts
+
+
+def _sign_deltas(catalogue: Catalogue, store: Store, found: Sequence[Piece], *, quiet: bool) -> dict[str, str]:
+    """Read back and sign the deltas whose ends are signed; return why the others are not, by their refs."""
+    from imaging.bundle import hindrance
+    from imaging.delta_audit import audit_delta
+
+    signed = {path: one.digest for path, one in catalogue.listed().items()}
+    stored = {ref: one.digest for ref, one in store.refs().items()}
+    sound, unsigned = dict[str, bytes](), dict[str, str]()
+    for piece in found:
+        if (delta := piece.delta) is None:
+            continue
+        reason = hindrance(delta, stored, signed)
+        if reason is None:
+            try:
+                with telling("check", as_json=quiet) as tell:
+                    audit_delta(store, delta, progress=tell)
+                sound[delta.target] = piece.manifest
+            except CorruptError as error:
+                reason = error.sentence
+        if reason is not None:
+            unsigned[piece.ref] = reason
+    if sound:
+        catalogue.publish_all(sound)
+    return unsigned
 
 
 def registry_place(text: str, authfile: Path | None, plain: bool) -> tuple[Place, Credentials | None]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NoReturn
 from blake3 import blake3
 
 from imaging.audit import load_index, stored
+from imaging.bundle import Piece
 from imaging.delta import Delta, check, files
 from imaging.delta_apply import UNMADE, Applied, new_index
-from imaging.delta_manifest import DeltaManifest, is_delta
+from imaging.delta_manifest import DeltaManifest
 from imaging.entry import Progress, printable
 from imaging.fetch import FrameFetcher
 from imaging.file_contents import LayerContents
@@ -48,12 +49,8 @@ class DeltaAudit:
 
 def deltas(store: Store) -> dict[str, DeltaManifest]:
     """Return the deltas of a store by their manifests' digests, in the order of their names."""
-    found = {}
-    for ref, listed in store.refs().items():
-        manifest = store.read_json_blob(listed.digest)
-        if is_delta(manifest) and (parsed := DeltaManifest.parse(manifest)).ref == ref:
-            found[listed.digest] = parsed
-    return found
+    pieces = (Piece(ref, store.read_json_blob(listed.digest)) for ref, listed in store.refs().items())
+    return {piece.digest: found for piece in pieces if (found := piece.delta) is not None}
 
 
 def audit_delta(store: Store, found: DeltaManifest, *, deep: bool = False, progress: Progress | None = None,
