@@ -68,8 +68,8 @@ def restore(
     need_root("making a release's tree, whose files have owners,")
     store = store_of(site)
     release = signed(catalogue_of(site), store, ref)
-    target = directory.resolve()
-    path = journal.resolve() if journal is not None else target.with_name(f"{target.name}{SUFFIX}")
+    target = Path(os.path.realpath(directory))
+    path = Path(os.path.realpath(journal)) if journal is not None else target.parent / f"{target.name}{SUFFIX}"
     with ExitStack() as stack:
         report = stack.enter_context(Report(as_json=as_json))
         found = _places(store, release, places or (), authfile, plain_http)
@@ -125,7 +125,7 @@ def _place(text: str, release: Release, authfile: Path | None, plain_http: bool)
     if there and scheme in {"http", "https"} and "/" not in rest.rstrip("/"):
         return HttpSource(text.rstrip("/"), release.layer_digest)
     path = Path(text)
-    if not there and (text.startswith(("/", ".")) or path.exists()):
+    if not there and (text.startswith(("/", ".")) or "/" not in text or path.exists()):
         return FileSource(Store(path).blob_path(release.layer_digest) if path.is_dir() else path)
     place, known = registry_place(text, authfile, plain_http)
     return RegistrySource(place, release.layer_digest, known)

@@ -23,6 +23,7 @@ from imaging.capture import capture
 from imaging.catalogue import Catalogue
 from imaging.release import Release
 from imaging.store import Store
+from plumbing.run import run as run_program
 from recovery.journal import Journal
 
 pytestmark = pytest.mark.root
@@ -234,6 +235,7 @@ def test_refusals(made: Made, target: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     (tmp_path / "note").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
     good = ["d/1", str(target)]
     for arguments, code, words in [
         (["unsigned/1", str(target)], 5, "the catalogue does not list it: nobody vouches for it"),
@@ -246,6 +248,9 @@ def test_refusals(made: Made, target: Path, tmp_path: Path, capsys: pytest.Captu
         ([*good, "--from", "/nowhere/layer"], 4, "is not there"),
         ([*good, "--from", str(tmp_path / "note")], 7, "ends before byte"),
         ([*good, "--from", "r/B"], 2, "no place in a registry"),
+        ([*good, "--from", "a-layer"], 4, "a-layer is not there; name a layer"),
+        (["d/1", "/"], 2, "would lie in the tree"),
+        (["d/1", str(tmp_path / "loop")], 8, "the directory "),
         ([*good, "--journal", str(target / "notes")], 2, "would lie in the tree"),
         ([*good, "--journal", str(tmp_path / "note")], 6, "is no journal of a restore"),
         ([*good, "--journal", "/nowhere/notes"], 8, "the journal /nowhere/notes cannot be written"),
@@ -257,22 +262,39 @@ def test_refusals(made: Made, target: Path, tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.glob("*.reroot-restore"))
 
 
-def test_two_at_once_are_refused(made: Made, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, asked = made.layer.read_bytes(), threading.Event()
+def test_two_at_once_are_refused_and_an_interrupt_waits_for_no_server(
+        made: Made, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, asked = made.layer.read_bytes(), list[str]()
 
     def stalling(handler: Handler) -> None:
-        asked.set()
-        handler.server.stop.wait(60)
+        asked.append(str(handler.headers["Range"]))
+        if len(asked) > 1:  # the index came, frames do not
+            handler.server.stop.wait(120)
         handler.ranged(data)
 
     with Server(tmp_path) as server:
         server.answers[made.blob] = stalling
         command = [sys.executable, "-c", EAGER, "image", "restore", "d/1", str(target), "--from", server.url]
-        with subprocess.Popen(command, cwd=ROOT) as process:
-            assert asked.wait(60)
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: len(asked) > 1)
             assert run(["image", "restore", "d/1", str(target)]) == 11
-            process.kill()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 130, "a server has 20 s for its answer"
+            assert process.stderr is not None and process.stderr.read() == b""
     assert "is being filled by another process" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
+        made: Made, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target.mkdir()
+    run_program(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", target])
+    try:
+        assert run(["image", "restore", "d/1", str(target)]) == 8
+        assert "d/1/amd64 needs " in (said := capsys.readouterr().err) and " and 8 MiB are free; make room" in said
+        assert not list(target.iterdir())
+    finally:
+        run_program(["umount", target])
+    assert not list(target.parent.glob("*.reroot-restore"))
 
 
 def test_it_needs_root(made: Made, target: Path, monkeypatch: pytest.MonkeyPatch,
