@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import docker_registry
 import pytest
-from loopback import Answer, Handler, Server
+from loopback import Answer, Handler, Server, drip
 from servers import make_site, serving, wait_until
 from trees import describe, noise, rich_tree
 
 from cli.main import run
 from control import site
+from imaging import sources
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
 from imaging.release import Release
@@ -197,6 +199,27 @@ def test_a_liar_and_a_dead_server_are_named(
         assert "in the end it was not asked any more: " in told[liar.url], lines
         assert told[dead.url].startswith("0 frames, 0 B from ") and " times it did not answer" in told[dead.url], lines
         assert told[good.url].endswith(f" from {good.url}"), lines
+    assert describe(target) == describe(made.tree)
+
+
+def test_a_server_that_drips_is_named(
+        made: Made, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = made.layer.read_bytes()
+
+    def dripping(handler: Handler) -> None:
+        if handler.headers["Range"].startswith(f"bytes={made.release.index_offset}-"):
+            handler.ranged(data)
+        else:
+            drip(handler)
+
+    monkeypatch.setattr(sources, "HttpSource", partial(sources.HttpSource, timeout_s=0.5))
+    monkeypatch.setattr(sources, "SLOWEST", 1 << 30)
+    with Server(tmp_path) as dripper:
+        dripper.answers[made.blob] = dripping
+        assert run(["image", "restore", "d/1", str(target), "--from", dripper.url, "--from", str(made.layer)]) == 0
+        assert f"0 frames, 0 B from {dripper.url}; " in (said := capsys.readouterr().out)
+        assert " times it did not answer" in said
     assert describe(target) == describe(made.tree)
 
 
