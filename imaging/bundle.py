@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from imaging import recovery_manifest
 from imaging.delta_manifest import DeltaManifest, is_delta
-from imaging.release import Release, canonical, is_release
-from imaging.store import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, Store
+from imaging.release import MANIFEST_TYPE, Release, canonical, is_release
+from imaging.store import INDEX_TYPE, REF_NAME, Store
 from plumbing.digest import hex_of, sha256
 from plumbing.errors import CorruptError
 

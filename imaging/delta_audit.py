@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from imaging.release import Release
 
 PIECE = 4 << 20
+"""How much of a blob is read at a time, in bytes."""
 
 
 @dataclass(frozen=True)

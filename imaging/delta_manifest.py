@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from imaging import delta
 from imaging.delta import MAX_HEAD_BYTES, Delta
-from imaging.release import MANIFEST_TYPE, TITLE, Release, canonical, is_ref
+from imaging.release import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, TITLE, Release, canonical, is_ref
 from plumbing.digest import DIGEST, sha256
 from plumbing.errors import CorruptError
 
 ARTIFACT_TYPE = "application/vnd.reroot.delta.v1"
-CONFIG_TYPE, CONFIG = "application/vnd.oci.empty.v1+json", b"{}"
 HEAD, OLD, NEW = "dev.reroot.head", "dev.reroot.old", "dev.reroot.new"
 
 _PLACE = re.compile(r"(\d{1,19}):(\d{1,19}):(sha256:[0-9a-f]{64})", re.ASCII)
@@ -50,7 +49,7 @@ class DeltaManifest:
         place = f"{self.head_offset}:{self.head_length}:{self.head_digest}"
         return canonical({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE,
-            "config": {"mediaType": CONFIG_TYPE, "digest": sha256(CONFIG), "size": len(CONFIG)},
+            "config": {"mediaType": EMPTY_TYPE, "digest": sha256(EMPTY), "size": len(EMPTY)},
             "layers": [{"mediaType": ARTIFACT_TYPE, "digest": self.blob_digest, "size": self.blob_size,
                         "annotations": {TITLE: "delta", HEAD: place}}],
             "annotations": {OLD: self.old, NEW: self.new},

@@ -17,6 +17,8 @@ from plumbing.errors import CorruptError, UsageError
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
+EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
+"""The config of a manifest that is no image's: OCI image-spec 1.1, "Guidance for an Empty Descriptor"."""
 TITLE, VERSION = "org.opencontainers.image.title", "org.opencontainers.image.version"
 ARCH, RAW_BYTES, ENTRIES = "dev.reroot.arch", "dev.reroot.raw-bytes", "dev.reroot.entries"
 RECOVERY, INDEX = "dev.reroot.recovery", "dev.reroot.index"

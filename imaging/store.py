@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from imaging.release import MANIFEST_TYPE
 from plumbing.digest import hex_of, sha256
 from plumbing.durable import make_folder, sync_folder, told, write_file
 from plumbing.errors import CorruptError, DiskError, NotFoundError, RefusedError, UsageError
 
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 MAX_JSON_BYTES = 4 << 20

@@ -19,13 +19,11 @@ from imaging.recovery_image.contents import Item, as_tar
 from imaging.recovery_image.kernel import Kernel
 from imaging.recovery_image.ledger import Ledger
 from imaging.recovery_manifest import ARTIFACT_TYPE, ref
-from imaging.release import ARCH, TITLE, VERSION, canonical, check_word
-from imaging.store import MANIFEST_TYPE, Store
+from imaging.release import ARCH, EMPTY, EMPTY_TYPE, MANIFEST_TYPE, TITLE, VERSION, canonical, check_word
+from imaging.store import Store
 from plumbing.errors import UsageError
 
 BLOB_TYPE = "application/octet-stream"
-EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-EMPTY = b"{}"
 
 BUDGET_BYTES = 16 << 20
 """What the compressed initramfs may weigh."""

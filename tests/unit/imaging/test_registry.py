@@ -20,10 +20,10 @@ from imaging.delta_manifest import DeltaManifest
 from imaging.fetch import FrameFetcher
 from imaging.registry import Place, Registry
 from imaging.registry_auth import Credentials, challenge, find
-from imaging.release import Release, canonical
+from imaging.release import MANIFEST_TYPE, Release, canonical
 from imaging.restore import restore
 from imaging.sources import FileSource
-from imaging.store import INDEX_TYPE, MANIFEST_TYPE, Store
+from imaging.store import INDEX_TYPE, Store
 from plumbing.digest import sha256
 from plumbing.errors import (
     ConfigError,
