@@ -14,6 +14,7 @@ from plumbing.http import Client
 
 if TYPE_CHECKING:
     from imaging.catalogue import Catalogue
+    from imaging.store import Store
 
 SITE = Path("/var/lib/reroot")
 
@@ -37,6 +38,14 @@ def catalogue_of(site: Path, keys: Sequence[Path] | None = None, **options: Mapp
     catalogue = Catalogue(opened.catalogue, opened.keys, tuple(keys or ()), **options)
     catalogue.ring.check()
     return catalogue
+
+
+def store_of(site: Path) -> Store:
+    """Return the store of the site at `site`."""
+    from control.site import Site
+    from imaging.store import Store
+
+    return Store(Site.open(site).store)
 
 
 class Admin:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console, image_delta, image_gc, image_transfer
-from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
+from cli import console, image_delta, image_gc, image_restore, image_transfer
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Releases: build, list, show, verify, push, pull, export, import, gc; deltas between them.")
+    help="Releases: build, list, show, verify, restore, push, pull, export, import, gc; deltas between them.")
 app.add_typer(image_delta.app)
 app.add_typer(image_gc.app)
+app.add_typer(image_restore.app)
 app.add_typer(image_transfer.app)
 
 RefArgument = Annotated[str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The release; /ARCH may be left out.")]
@@ -135,13 +136,13 @@ def list_excludes(
 
 @app.command(name="list")
 def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
-    """List the releases in the store and whether the catalogue vouches for them."""
+    """List the releases in the store, the deltas between them, and whether the catalogue vouches for them."""
     store, catalogue = _open(site)
     published = {path: listed.digest for path, listed in catalogue.listed().items()}
-    releases = _releases(store)
+    releases, deltas = _releases(store), image_delta.facts(store, published)
     if as_json:
-        _print_json([{**_facts(release), "published": published.get(release.target) == release.digest}
-                     for release in releases])
+        _print_json([{**_facts(release), "published": published.get(release.target) == release.digest,
+                      "deltas": [one for one in deltas if one["new"] == release.ref]} for release in releases])
         return
     if not releases:
         print("no releases yet; `reroot image build` makes one")
@@ -151,42 +152,60 @@ def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
               "yes" if published.get(release.target) == release.digest else "no", release.recovery or "-")
              for release in releases]
     console.columns(rows)
+    if deltas:
+        print()
+        console.columns([("DELTA", "SIZE", "PUBLISHED"), *map(image_delta.row, deltas)])
 
 
 @app.command()
 def show(ref: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False) -> None:
-    """Show one release: digests, sizes, what it holds."""
+    """Show one release, or one delta by its name (deltas/…): digests, sizes, what it holds."""
     from imaging.audit import load_index, stored
 
     store, catalogue = _open(site)
+    published = {path: listed.digest for path, listed in catalogue.listed().items()}
+    if ref.startswith("deltas/"):
+        one = image_delta.described(store, ref, published)
+        if as_json:
+            _print_json(one)
+        else:
+            console.columns([(f"{key.replace('_', ' ')}:", str(value)) for key, value in one.items()])
+        return
     release = stored(store, ref)
-    listed = catalogue.listed().get(release.target)
+    deltas = [one for one in image_delta.facts(store, published) if release.ref in (one["old"], one["new"])]
     index = load_index(store, release)
     counts: dict[str, int] = {}
     for entry in index.entries:
         counts[entry.type.name.lower()] = counts.get(entry.type.name.lower(), 0) + 1
-    facts = {**_facts(release), "published": listed is not None and listed.digest == release.digest,
+    facts = {**_facts(release), "published": published.get(release.target) == release.digest,
              "frames": len(index.frames), "content_bytes": index.content_bytes, "types": counts}
     if as_json:
-        _print_json(facts)
+        _print_json({**facts, "deltas": deltas})
         return
+    facts.update({f"delta from {one['old']}" if one["new"] == release.ref else f"delta to {one['new']}":
+                  f"{one['bytes']}{'' if one['published'] else ', not published'}" for one in deltas})
     console.columns([(f"{key.replace('_', ' ')}:", ", ".join(f"{count} {kind}" for kind, count in counts.items())
                      if key == "types" else "-" if value is None else str(value)) for key, value in facts.items()])
 
 
 @app.command()
 def verify(
-    ref: Annotated[str, typer.Argument(metavar="[NAME/VERSION/ARCH]", help="One release (default: all).")] = "",
+    ref: Annotated[str, typer.Argument(
+        metavar="[NAME/VERSION/ARCH]", help="One release and the deltas to it, or one delta (default: all).")] = "",
+    deep: Annotated[bool, typer.Option(
+        "--deep", help="Make every file of every delta out of the old release, as a host would.")] = False,
     site: SiteOption = SITE, as_json: JsonOption = False,
 ) -> None:
-    """Read releases back and check every byte: tar, index, digests, and that store and catalogue name the same."""
+    """Read releases and deltas back: tar, index, frames, digests, and that store and catalogue name the same."""
     from imaging.audit import audit, stored
 
     store, catalogue = _open(site)
-    published = {path: listed.digest for path, listed in catalogue.listed().items() if path.startswith("releases/")}
+    listed = {path: found.digest for path, found in catalogue.listed().items()}
+    published = {path: digest for path, digest in listed.items() if path.startswith("releases/")}
     releases = _releases(store)
     done: list[dict[str, object]] = []
-    for release in [stored(store, ref)] if ref else releases:
+    asked = [] if ref.startswith("deltas/") else [stored(store, ref)] if ref else releases
+    for release in asked:
         with Report() as report:
             report.begin("verify")
             found = audit(store, release.ref, None if as_json else report.advance)
@@ -198,15 +217,22 @@ def verify(
             print(f"{release.ref}: {found.frames} frames, {found.files} files, "
                   f"{console.size(found.content_bytes)}: sound"
                   f"{'' if named else '; NOT in the catalogue, no host will take it'}")
+    lost = image_delta.lost(store, listed)
+    done += image_delta.verified(store, listed, asked[0].ref if ref and asked else ref, skip=lost, deep=deep,
+                                 quiet=as_json)
     if as_json:
         _print_json(done)
     elif not done and not published:
         print("nothing to verify: neither store nor catalogue has a release; `reroot image build` makes one")
-    missing = sorted(published.items() - {(release.target, release.digest) for release in releases})
+    missing = sorted(path for path, _ in published.items() - {(release.target, release.digest) for release in releases})
     if missing and not ref:
         raise CorruptError(f"the catalogue names {len(missing)} releases that the store does not have "
-                           f"({', '.join(path for path, _ in missing[:5])}), and hosts would ask for them in vain; "
-                           "restore the store from a backup or a mirror, or build them again")
+                           f"({', '.join(missing[:5])}), and hosts would ask for them in vain; restore the store from "
+                           "a backup or a mirror, or build them again")
+    if lost and (not ref or ref in {path.removesuffix(".json") for path in lost}):
+        raise CorruptError(f"the catalogue names {len(lost)} deltas that the store does not have "
+                           f"({', '.join(lost[:5])}), and hosts would ask for them in vain, and fetch frames then; "
+                           "make them again with `reroot image delta`, or restore the store from a backup or a mirror")
 
 
 def _excludes(
@@ -227,10 +253,7 @@ def _excludes(
 
 
 def _open(path: Path, keys: Sequence[Path] | None = None) -> tuple[Store, Catalogue]:
-    from control.site import Site
-    from imaging.store import Store
-
-    return Store(Site.open(path).store), catalogue_of(path, keys)
+    return store_of(path), catalogue_of(path, keys)
 
 
 def _releases(store: Store) -> list[Release]:

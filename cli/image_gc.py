@@ -25,7 +25,7 @@ def gc(
     grace_hours: Annotated[float, typer.Option(
         min=0, help="What was stored later than this many hours ago stays: something may be about to name it.")] = 24.0,
     unpublished: Annotated[bool, typer.Option(
-        "--unpublished", help="Releases that the catalogue does not list, and nothing else needs, go too.")] = False,
+        "--unpublished", help="Releases and deltas that are not in the catalogue, and nothing needs, go too.")] = False,
     site: SiteOption = SITE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")] = False,
 ) -> None:
@@ -56,10 +56,11 @@ def withdraw(
     site: SiteOption = SITE, keys: KeysOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Take a release out of the catalogue: no new order can name it. `gc` removes its bytes later."""
+    """Take a release, and the deltas that join it to others, out of the catalogue. `gc` removes its bytes later."""
     from control.keeping import CATALOGUE, needs
     from control.site import Site
     from imaging.audit import stored
+    from imaging.delta_manifest import joined
     from imaging.needed import resolve
     from imaging.store import Store
 
@@ -70,10 +71,17 @@ def withdraw(
     for need in needs(opened, clock.wall()):
         if release.digest in resolve(need.what, refs) and not need.why.startswith(CATALOGUE):
             raise RefusedError(f"{release.ref} is needed: {need.why}; withdraw it when that is over")
-    catalogue.withdraw(release.target)
-    store.claim(release.digest)  # its grace time begins now
-    print(json.dumps({"ref": release.ref, "target": release.target}) if as_json else
-          f"{release.ref} is not in the catalogue any more; `reroot image gc --remove --unpublished` frees its room")
+    listed = catalogue.listed()
+    deltas = [path for path in listed if release.ref in (joined(path) or ())]  # useless without both their ends
+    catalogue.withdraw(release.target, *deltas)
+    for digest in (release.digest, *(listed[path].digest for path in deltas)):
+        store.claim(digest)  # its grace time begins now
+    if as_json:
+        print(json.dumps({"ref": release.ref, "target": release.target, "deltas": deltas}))
+        return
+    print(f"{release.ref} is not in the catalogue any more; `reroot image gc --remove --unpublished` frees its room")
+    for path in deltas:
+        print(f"withdrawn with it: {path.removesuffix('.json')}")
 
 
 def _table(plan: Plan) -> None:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
+from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
 from cli.console import size
 from cli.progress import telling
+from plumbing.errors import CorruptError
 
 if TYPE_CHECKING:
+    from imaging.bundle import Piece
     from imaging.catalogue import Catalogue
     from imaging.registry import Place, Registry
+    from imaging.registry_auth import Credentials
     from imaging.store import Store
     from imaging.transfer import Moved
 
@@ -43,7 +46,7 @@ def push(
     from imaging import transfer
     from imaging.audit import stored
 
-    store = _open(site)
+    store = store_of(site)
     registry = _registry(place, authfile, plain_http)
     release = stored(store, ref)
     tag = registry.place.reference or transfer.default_tag(release)
@@ -68,7 +71,7 @@ def pull(
     from imaging import transfer
     from plumbing.errors import UsageError
 
-    catalogue, store = catalogue_of(site, keys), _open(site)
+    catalogue, store = catalogue_of(site, keys), store_of(site)
     registry = _registry(place, authfile, plain_http)
     if not registry.place.reference:
         raise UsageError(f"{registry.place} is a repository; add one of its tags: {', '.join(registry.tags()[-20:])}")
@@ -88,7 +91,7 @@ def export(
     """Copy a release, its recovery image and its deltas to a folder or a tar, to be carried by hand."""
     from imaging import layouts
 
-    store = _open(site)
+    store = store_of(site)
     write = layouts.export_archive if target.suffix == ".tar" else layouts.export_folder
     with telling("export", as_json=as_json) as tell:
         moved = write(store, store.complete(ref), target, tell)
@@ -108,7 +111,7 @@ def bring_in(
     """Take exported releases into the store, every digest checked; hosts take them when they are signed."""
     from imaging import layouts
 
-    catalogue, store = catalogue_of(site, keys), _open(site)
+    catalogue, store = catalogue_of(site, keys), store_of(site)
     with telling("import", as_json=as_json) as tell:
         found = layouts.bring_in(store, source, ref, tell)
     facts = _received(catalogue, store, found, sign=sign, quiet=as_json)
@@ -127,35 +130,70 @@ def _received(
         with telling("check", as_json=quiet) as tell:
             audit(store, moved.release.ref, tell)
         catalogue.publish_all(targets(moved.pieces))
+    deltas = [piece for moved in found for piece in moved.pieces if piece.delta is not None]
+    unsigned = _sign_deltas(catalogue, store, deltas, quiet=quiet) if sign else {}
     listed, facts = catalogue.listed(), list[dict[str, object]]()
     for moved in found:
         release = moved.release
         published = release.target in listed and listed[release.target].digest == release.digest
-        facts.append({**_facts(moved), "published": published})
+        signed = {piece.ref: f"{piece.ref}.json" in listed and listed[f"{piece.ref}.json"].digest == piece.digest
+                  for piece in moved.pieces if piece.delta is not None}
+        facts.append({**_facts(moved), "published": published, "deltas": [
+            {"ref": ref, "published": is_signed, "reason": unsigned.get(ref)} for ref, is_signed in signed.items()]})
         if quiet:
             continue
         _tell(moved, "received")
         print(f"{release.ref} is in the store\nmanifest {release.digest}")
         if sign:
-            print("\n".join(f"published as {path}" for path in targets(moved.pieces)))
+            paths = [*targets(moved.pieces), *(f"{ref}.json" for ref, is_signed in signed.items() if is_signed)]
+            print("\n".join(f"published as {path}" for path in paths))
+            for ref in signed:
+                if ref in unsigned:
+                    print(f"not signed is {ref}: {unsigned[ref]}; hosts fetch frames instead")
         elif not published:
             print("not signed, so no host takes it yet; the same command with --sign signs it")
     return facts
 
 
-def _open(path: Path) -> Store:
-    from control.site import Site
-    from imaging.store import Store
+def _sign_deltas(catalogue: Catalogue, store: Store, found: Sequence[Piece], *, quiet: bool) -> dict[str, str]:
+    """Read back and sign the deltas whose ends are signed; return why the others are not, by their refs."""
+    from imaging.bundle import hindrance
+    from imaging.delta_audit import audit_delta
 
-    return Store(Site.open(path).store)
+    signed = {path: one.digest for path, one in catalogue.listed().items()}
+    stored = {ref: one.digest for ref, one in store.refs().items()}
+    sound, unsigned = dict[str, bytes](), dict[str, str]()
+    for piece in found:
+        if (delta := piece.delta) is None:
+            continue
+        reason = hindrance(delta, stored, signed)
+        if reason is None:
+            try:
+                with telling("check", as_json=quiet) as tell:
+                    audit_delta(store, delta, progress=tell)
+                sound[delta.target] = piece.manifest
+            except CorruptError as error:
+                reason = error.sentence
+        if reason is not None:
+            unsigned[piece.ref] = reason
+    if sound:
+        catalogue.publish_all(sound)
+    return unsigned
+
+
+def registry_place(text: str, authfile: Path | None, plain: bool) -> tuple[Place, Credentials | None]:
+    """Return the place in a registry that `text` names, and who we are there; raises UsageError, ConfigError."""
+    from imaging.registry import Place
+    from imaging.registry_auth import find
+
+    place = Place.parse(text, plain=plain)
+    return place, find(place.host, place.repository, os.environ, authfile)
 
 
 def _registry(text: str, authfile: Path | None, plain: bool) -> Registry:
-    from imaging.registry import Place, Registry
-    from imaging.registry_auth import find
+    from imaging.registry import Registry
 
-    place: Place = Place.parse(text, plain=plain)
-    return Registry(place, find(place.host, place.repository, os.environ, authfile))
+    return Registry(*registry_place(text, authfile, plain))
 
 
 def _tell(moved: Moved, verb: str) -> None:

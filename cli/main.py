@@ -34,7 +34,7 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "init": Entry("cli.init", "init", "Make a new site directory with keys, store and catalogue."),
     "serve": Entry("cli.serve", "serve", "Run the control server of a site."),
-    "image": Entry("cli.image", "app", "Build, list, show, verify, push, pull, export releases; make deltas."),
+    "image": Entry("cli.image", "app", "Build, list, show, verify, restore, push, pull, export releases; make deltas."),
     "trust": Entry("cli.trust", "app", "Keys and signatures: show, rotate, add, remove, refresh."),
     "recovery": Entry("cli.recovery", "app", "Build, list the recovery images, see what is in one."),
     "host": Entry("cli.host", "app", "The machines: add, enrol, list, show, order, rescue."),

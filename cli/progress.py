@@ -86,7 +86,8 @@ class Report:
 
     def _event(self, event: str, **facts: object) -> None:
         if self._as_json:
-            print(json.dumps({"event": event, **facts}), file=self._stream, flush=True)
+            self._stream.write(json.dumps({"event": event, **facts}) + "\n")  # at once, for notes come from any thread
+            self._stream.flush()
 
 
 @contextmanager

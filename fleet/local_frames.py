@@ -126,7 +126,8 @@ class LocalFrames:
         disks.require_space(scratch, room + SLACK_BYTES, "what a delta makes")
         _, before = servers.read_index(_flat(sources(old.layer_digest)), old)
         blob = sources(found.blob_digest)
-        head = found.read_head(_first(_flat(blob), found), old, self._release)
+        head = servers.first_right(_flat(blob), (found.head_offset, found.head_length),
+                                   lambda data: found.read_head(data, old, self._release), f"the delta {found.ref}")
         full = FrameFetcher(list(sources(self._release.layer_digest)), note=self._say)
         contents = TreeContents(self._root, before)
         try:
@@ -167,19 +168,3 @@ class LocalFrames:
 
 def _flat(groups: Sequence[tuple[FrameSource, ...]]) -> list[FrameSource]:
     return [source for group in groups for source in group]
-
-
-def _first(places: Sequence[FrameSource], found: DeltaManifest) -> bytes:
-    """Return the delta's head from the first place that gives it right; raises NetworkError."""
-    from plumbing.digest import sha256
-
-    reasons = []
-    for place in places:
-        try:
-            data = place.read(found.head_offset, found.head_length)
-            if sha256(data) == found.head_digest:
-                return data
-            reasons.append(f"{place.name}: other bytes")
-        except RerootError as error:
-            reasons.append(f"{place.name}: {error.sentence}")
-    raise NetworkError(f"no content server has the delta ({'; '.join(reasons)})")

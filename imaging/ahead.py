@@ -59,6 +59,8 @@ class Ahead:
             self._changed.notify_all()
         if error is not None:
             self._fetcher.cancel()  # what a lane waits for nobody wants any more
+        if isinstance(error, KeyboardInterrupt):
+            return  # nor is waited for
         for lane in self._lanes:
             lane.join()
 

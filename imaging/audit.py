@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import zstandard
 from blake3 import blake3
@@ -19,8 +19,11 @@ from imaging import tarstream
 from imaging.entry import Entry, Extent, Progress, printable
 from imaging.index import Index
 from imaging.release import Release, config, is_release
-from imaging.store import Store
-from plumbing.errors import CorruptError, NotFoundError
+from imaging.store import Store, complete
+from plumbing.errors import CorruptError, NotFoundError, TrustError
+
+if TYPE_CHECKING:
+    from imaging.catalogue import Catalogue
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,23 @@ def stored(store: Store, ref: str) -> Release:
     if not is_release(manifest):
         raise NotFoundError(f"{ref!r} is not a release; `reroot image list` shows what is")
     return Release.parse(manifest)
+
+
+def signed(catalogue: Catalogue, store: Store, ref: str) -> Release:
+    """Return the release that the catalogue vouches for as `ref`, with or without /ARCH, wherever its bytes are.
+
+    Raises NotFoundError when there is none, TrustError when the store has one of that name and nobody signed it.
+    """
+    targets = {path.removeprefix("releases/").removesuffix(".json"): path for path in catalogue.listed()
+               if path.startswith("releases/")}
+    target = targets.get(complete(ref, targets))
+    if target is not None:
+        return Release.parse(catalogue.read(target))
+    there = store.complete(ref)
+    if there in store.refs() and is_release(store.manifest(there)):
+        raise TrustError(f"{there} is in the store, and the catalogue does not list it: nobody vouches for it; sign it "
+                         "with --sign of `reroot image pull` or `import`, or build it again")
+    raise NotFoundError(f"{ref!r} is not in the catalogue {catalogue.folder}; `reroot image list` shows what is")
 
 
 def load_index(store: Store, release: Release) -> Index:

@@ -7,20 +7,19 @@ the `index.json` of an exported layout, and the tag TAG-artefacts beside a relea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from imaging import recovery_manifest
-from imaging.release import Release, canonical, is_release
-from imaging.store import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, Store
+from imaging.delta_manifest import DeltaManifest, is_delta
+from imaging.release import MANIFEST_TYPE, Release, canonical, is_release
+from imaging.store import INDEX_TYPE, REF_NAME, Store
 from plumbing.digest import hex_of, sha256
 from plumbing.errors import CorruptError
 
 ARTEFACTS = "-artefacts"
 """What a release's tag gets appended for the list of what belongs to it."""
 MAX_ARTEFACTS = 64
-OLD, NEW = "dev.reroot.old", "dev.reroot.new"
-"""Annotations of a delta's manifest: the refs of the two releases that it joins."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,17 @@ class Piece:
     def digest(self) -> str:
         """The manifest's digest."""
         return sha256(self.manifest)
+
+    @property
+    def delta(self) -> DeltaManifest | None:
+        """What it says when it is a delta under its own name; None for anything else."""
+        if not is_delta(self.manifest):
+            return None
+        try:
+            found = DeltaManifest.parse(self.manifest)
+        except CorruptError:
+            return None
+        return found if found.ref == self.ref else None
 
     def blobs(self) -> list[tuple[str, int]]:
         """Return digest and size in bytes of its config and layers; raises CorruptError."""
@@ -90,13 +100,30 @@ def belongs(piece: Piece, release: Release) -> bool:
     if f"{piece.ref}.json" != release.recovery:
         return False
     recovery_manifest.parts(piece.manifest)
-    notes = json.loads(piece.manifest).get("annotations") or {}
-    words = (notes.get(key) for key in (recovery_manifest.TITLE, "org.opencontainers.image.version", "dev.reroot.arch"))
-    return piece.ref == "/".join(("recovery", *map(str, words)))
+    return piece.ref == recovery_manifest.own_ref(piece.manifest)
+
+
+def hindrance(found: DeltaManifest, stored: Mapping[str, str], signed: Mapping[str, str]) -> str | None:
+    """Return why a delta is not to be signed, None when both its ends are signed as the store has them. Pure.
+
+    `stored` and `signed` are manifests' digests by the store's refs and by the catalogue's paths.
+    """
+    for ref in (found.old, found.new):
+        digest = signed.get(f"releases/{ref}.json")
+        if digest is None:
+            return f"{ref} is not signed; sign it first"
+        if ref not in stored:
+            return f"{ref} is not in the store, so nothing shows that the delta fits it; bring it in first"
+        if digest != stored[ref]:
+            return f"the store has another {ref} than the one that is signed"
+    return None
 
 
 def targets(found: Sequence[Piece]) -> dict[str, bytes]:
-    """Return what the catalogue lists of these: the release and its recovery image, each under its path. Pure."""
+    """Return what the catalogue lists of these: the release and its recovery image, each under its path. Pure.
+
+    The deltas are not among them: whether they can be signed is for `hindrance`, and for who reads them back.
+    """
     return {f"{piece.ref}.json" if piece.ref.startswith("recovery/") else Release.parse(piece.manifest).target:
             piece.manifest for piece in found if piece.ref.startswith("recovery/") or is_release(piece.manifest)}
 
@@ -105,11 +132,8 @@ def _is_part(piece: Piece, release: Release) -> bool:
     """Whether a manifest names the release as its subject, or is under its own name a delta to it."""
     if _subject(piece.manifest) == release.digest:
         return True
-    try:
-        notes = json.loads(piece.manifest).get("annotations") or {}
-        return bool(notes.get(NEW) == release.ref and piece.ref == f"deltas/{notes.get(OLD)}/{notes[NEW]}")
-    except (ValueError, AttributeError, RecursionError):
-        return False
+    found = piece.delta
+    return found is not None and found.new == release.ref
 
 
 def _subject(manifest: bytes) -> str | None:

@@ -157,12 +157,13 @@ class Catalogue:
                 if fresh:
                     self._commit(state, clock.wall() if now is None else now, targets=True)
 
-    def withdraw(self, target_path: str, now: float | None = None) -> None:
-        """Take `target_path` out of the catalogue; raises NotFoundError. Its bytes stay for hosts that just read it."""
+    def withdraw(self, *target_paths: str, now: float | None = None) -> None:
+        """Take targets out of the catalogue, all or none; raises NotFoundError. Their bytes stay for who just reads."""
         with self._locked():
             state = self._load()
-            if state.targets.signed.targets.pop(target_path, None) is None:
-                raise NotFoundError(f"{target_path!r} is not in the catalogue {self.folder}; nothing was changed")
+            for path in target_paths:
+                if state.targets.signed.targets.pop(path, None) is None:
+                    raise NotFoundError(f"{path!r} is not in the catalogue {self.folder}; nothing was changed")
             with self._disk():
                 self._commit(state, clock.wall() if now is None else now, targets=True)
 

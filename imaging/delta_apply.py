@@ -33,6 +33,9 @@ from plumbing.errors import CorruptError, NetworkError, NotFoundError
 PIECE = 4 << 20
 """How much of the old content one made-up frame copies, in bytes."""
 
+UNMADE = (CorruptError, NotFoundError, NetworkError)
+"""What is raised when a delta, or the old content, does not give a file; the full release does."""
+
 _BLOCK = 128 << 10
 _KEPT_FRAMES = 4
 
@@ -204,6 +207,19 @@ class Applied:
         names = tuple(sorted(f"/{printable(self._files[row].path)}" for row in self._missed))
         return replace(self._taken, missed=names)
 
+    def made(self, content: Content) -> Iterator[bytes]:
+        """Yield what the delta makes of a content, piece by piece, for the caller to compare; raises one of UNMADE."""
+        if content.recipe:
+            return _up_to(self._files[content.row].size, self._packed(content))
+        return self._extents(content)
+
+    def unpacks(self, content: Content) -> bool:
+        """Whether the frames of a content come out right, whatever becomes of them when they are packed again."""
+        try:
+            return all(self._extents(content))
+        except UNMADE:
+            return False
+
     def verify_pieced(self, target: Path) -> None:
         """Read back the files of the delta that were made piece by piece; raises CorruptError.
 
@@ -232,7 +248,7 @@ class Applied:
             data = self._copy(entry, part) if content is None else self._make(content, entry, part)
             if len(data) != part.length or (part.whole and blake3(data).digest() != entry.digest):
                 raise CorruptError(f"/{printable(entry.path)} is not as the release has it")
-        except (CorruptError, NotFoundError, NetworkError):
+        except UNMADE:
             data = self._full.read(part.row, part.offset, part.length)
             if len(data) != part.length or (part.whole and blake3(data).digest() != entry.digest):
                 raise CorruptError(f"/{printable(entry.path)} of the full release is not what its index says; publish "
@@ -273,7 +289,7 @@ class Applied:
             handle = self._spool(content, entry)
             return os.pread(handle, part.length, part.offset)
         if content.recipe:
-            return b"".join(_up_to(entry.size, self._packed(content)))
+            return b"".join(self.made(content))
         place = 0
         for extent in content.extents:
             if place == part.offset:
@@ -281,10 +297,13 @@ class Applied:
             place += extent.length
         raise AssertionError("a part begins where no extent does")
 
+    def _extents(self, content: Content) -> Iterator[bytes]:
+        return (self._unpacked.get(extent.frame)[extent.offset:extent.offset + extent.length]
+                for extent in content.extents)
+
     def _packed(self, content: Content) -> Iterable[bytes]:
         """Yield what a recipe makes of a payload; raises CorruptError when nothing here can follow it."""
-        payload = (self._unpacked.get(extent.frame)[extent.offset:extent.offset + extent.length]
-                   for extent in content.extents)
+        payload = self._extents(content)
         if not repack.is_recipe(content.recipe):
             raise delta.bad("it has a recipe that this reroot does not know")
         if content.recipe[0] == repack.ZLIB:
@@ -309,7 +328,7 @@ class Applied:
                 self._spools[content.row] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
                 with tempfile.TemporaryFile(dir=self._scratch) as stream:
                     summed = blake3()
-                    for piece in _up_to(entry.size, self._packed(content)):
+                    for piece in self.made(content):
                         summed.update(piece)
                         stream.write(piece)
                     stream.flush()

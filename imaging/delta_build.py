@@ -22,13 +22,13 @@ from imaging import cpio, delta, delta_match, repack
 from imaging.audit import load_index
 from imaging.delta import DICTIONARY_BYTES, FRAME_BYTES, Base, Content, Delta, DeltaFrame, Run, files
 from imaging.delta_index import to_lines
-from imaging.delta_manifest import CONFIG, DeltaManifest
+from imaging.delta_manifest import DeltaManifest
 from imaging.entry import Entry, EntryType, Extent, Progress
 from imaging.fetch import FrameFetcher
 from imaging.file_contents import LayerContents, Payloads
 from imaging.index import Frame, Index
 from imaging.packer import Packer, program_rows
-from imaging.release import Release
+from imaging.release import EMPTY, Release
 from imaging.sources import FileSource
 from imaging.store import Store
 from plumbing.digest import sha256
@@ -121,7 +121,7 @@ def build(
             source.close()
     found = DeltaManifest(old.ref, new.ref, digest, at + len(head), at, len(head), sha256(head))
     found.read_head(head, old, new)  # what no host could read must not be published
-    store.add_bytes(CONFIG)
+    store.add_bytes(EMPTY)
     manifest = found.manifest()
     store.put_manifest(found.ref, DeltaManifest.parse(manifest).manifest())
     return manifest

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 from imaging import delta
 from imaging.delta import MAX_HEAD_BYTES, Delta
-from imaging.release import MANIFEST_TYPE, TITLE, Release, canonical
+from imaging.release import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, TITLE, Release, canonical, is_ref
 from plumbing.digest import DIGEST, sha256
 from plumbing.errors import CorruptError
 
 ARTIFACT_TYPE = "application/vnd.reroot.delta.v1"
-CONFIG_TYPE, CONFIG = "application/vnd.oci.empty.v1+json", b"{}"
 HEAD, OLD, NEW = "dev.reroot.head", "dev.reroot.old", "dev.reroot.new"
 
-_REF = re.compile(r"[A-Za-z0-9._+-]{1,64}(?:/[A-Za-z0-9._+-]{1,64}){2}")
 _PLACE = re.compile(r"(\d{1,19}):(\d{1,19}):(sha256:[0-9a-f]{64})", re.ASCII)
 
 
@@ -51,7 +49,7 @@ class DeltaManifest:
         place = f"{self.head_offset}:{self.head_length}:{self.head_digest}"
         return canonical({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE,
-            "config": {"mediaType": CONFIG_TYPE, "digest": sha256(CONFIG), "size": len(CONFIG)},
+            "config": {"mediaType": EMPTY_TYPE, "digest": sha256(EMPTY), "size": len(EMPTY)},
             "layers": [{"mediaType": ARTIFACT_TYPE, "digest": self.blob_digest, "size": self.blob_size,
                         "annotations": {TITLE: "delta", HEAD: place}}],
             "annotations": {OLD: self.old, NEW: self.new},
@@ -66,7 +64,7 @@ class DeltaManifest:
             old, new, digest, size = notes[OLD], notes[NEW], layer["digest"], layer["size"]
             place = _PLACE.fullmatch(layer["annotations"][HEAD])
             if value["artifactType"] != ARTIFACT_TYPE or len(value["layers"]) != 1 or place is None \
-                    or not _REF.fullmatch(old) or not _REF.fullmatch(new) or not DIGEST.fullmatch(digest) \
+                    or not is_ref(old) or not is_ref(new) or not DIGEST.fullmatch(digest) \
                     or type(size) is not int:
                 raise ValueError
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -77,15 +75,39 @@ class DeltaManifest:
         return cls(old, new, digest, size, offset, length, place[3])
 
     def read_head(self, data: bytes, old: Release, new: Release) -> Delta:
+        """Decode the head as `decode_head` does, of a delta that joins these two releases; raises CorruptError."""
+        found = self.decode_head(data)
+        self.check_ends(found, old, new)
+        return found
+
+    def decode_head(self, data: bytes) -> Delta:
         """Check and decode the `head_length` bytes at `head_offset` of the blob; raises CorruptError."""
         if len(data) != self.head_length or sha256(data) != self.head_digest:
             raise CorruptError(f"the head of {self.ref} is not the one its manifest names; fetch it again")
         found = delta.decode(data)
-        if (found.old, found.new) != (old.digest, new.digest):
-            raise CorruptError(f"{self.ref} joins other builds of these releases; make the delta again")
         if found.data_bytes != self.head_offset:
             raise CorruptError(f"{self.ref} does not fit its manifest; make the delta again")
         return found
+
+    def check_ends(self, head: Delta, old: Release, new: Release) -> None:
+        """Raise CorruptError unless the head joins these two releases."""
+        if (head.old, head.new) != (old.digest, new.digest):
+            raise CorruptError(f"{self.ref} joins other builds of these releases; make the delta again")
+
+
+def is_delta(manifest: bytes) -> bool:
+    """Whether a manifest claims to be a delta's rather than, say, a release's."""
+    try:
+        value = json.loads(manifest)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("artifactType") == ARTIFACT_TYPE
+
+
+def joined(name: str) -> tuple[str, str] | None:
+    """Return the refs of the releases that a delta's ref or catalogue path names; None when it is no delta's."""
+    kind, *words = name.removesuffix(".json").split("/")
+    return ("/".join(words[:3]), "/".join(words[3:])) if kind == "deltas" and len(words) == 6 else None
 
 
 def delta_ref(old: str, new: str) -> str:

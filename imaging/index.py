@@ -57,6 +57,11 @@ class Index:
         return sum(entry.size for entry in self.entries)
 
     @property
+    def filled(self) -> frozenset[int]:
+        """The numbers of the frames that hold content; a restore needs no others, for they hold headers."""
+        return frozenset(extent.frame for entry in self.entries for extent in entry.extents)
+
+    @property
     def layer_bytes(self) -> int:
         """The compressed frames together, in bytes."""
         return sum(frame.length for frame in self.frames)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from imaging.release import ARCH, TITLE, VERSION
 from plumbing.errors import CorruptError
 
 ARTIFACT_TYPE = "application/vnd.reroot.recovery.v1"
-TITLE = "org.opencontainers.image.title"
 STARTED = ("vmlinuz", "initrd.img", "grub-boot.img", "grub-core.img", "grubx64.efi")
 """The parts that a machine needs on its disk to start recovery."""
 TITLES = (*STARTED, "runtime.tar.zst", "ledger.json")
@@ -32,6 +32,15 @@ def parts(manifest: bytes, needed: Sequence[str] = TITLES) -> dict[str, tuple[st
         if title not in found:
             raise CorruptError(f"this recovery image has no {title}; build it again")
     return {title: found[title] for title in needed}
+
+
+def own_ref(manifest: bytes) -> str:
+    """Return the name in the store that a recovery image's own manifest tells; raises CorruptError."""
+    try:
+        notes = json.loads(manifest)["annotations"]
+        return ref(*(str(notes[key]) for key in (TITLE, VERSION, ARCH)))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptError("this recovery image's manifest does not tell its name; build it again") from error
 
 
 def ref(name: str, version: str, arch: str) -> str:

@@ -20,7 +20,8 @@ from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 from imaging.registry_auth import Credentials, challenge
-from imaging.store import INDEX_TYPE, MANIFEST_TYPE, MAX_JSON_BYTES
+from imaging.release import MANIFEST_TYPE
+from imaging.store import INDEX_TYPE, MAX_JSON_BYTES
 from plumbing.digest import DIGEST
 from plumbing.errors import (
     ConfigError,

@@ -17,6 +17,8 @@ from plumbing.errors import CorruptError, UsageError
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
+EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
+"""The config of a manifest that is no image's: OCI image-spec 1.1, "Guidance for an Empty Descriptor"."""
 TITLE, VERSION = "org.opencontainers.image.title", "org.opencontainers.image.version"
 ARCH, RAW_BYTES, ENTRIES = "dev.reroot.arch", "dev.reroot.raw-bytes", "dev.reroot.entries"
 RECOVERY, INDEX = "dev.reroot.recovery", "dev.reroot.index"
@@ -123,6 +125,12 @@ def check_word(value: str, what: str) -> str:
     if not _WORD.fullmatch(value) or len(value) > 64:
         raise UsageError(f"{value!r} can't be a release's {what}; use letters and digits joined by single . _ - or +")
     return value
+
+
+def is_ref(text: str) -> bool:
+    """Whether a text can be the name of a release, NAME/VERSION/ARCH."""
+    words = text.split("/")
+    return len(words) == 3 and all(_WORD.fullmatch(word) and len(word) <= 64 for word in words)
 
 
 def config(arch: str, diff_id: str) -> bytes:

@@ -248,16 +248,23 @@ class _Run:
         self._masked = 0o7777 & ~_plain_modes()
 
     def frames(self, workers: int) -> None:
-        """Restore all frames; raises the first thing that went wrong, when every worker has stopped."""
+        """Restore all frames; raises the first thing that went wrong, when every worker has stopped.
+
+        An interrupt waits for none of them: one may wait for a server, and the process is about to end.
+        """
         threads = [threading.Thread(target=self._work, name=f"restore-{n}", daemon=True) for n in range(workers)]
         for thread in threads:
             thread.start()
         failure: BaseException | None = None
+        left = threads
         try:
             failure = self._collect(workers)
+        except KeyboardInterrupt:
+            left = []
+            raise
         finally:
             self._stop = True
-            for thread in threads:
+            for thread in left:
                 thread.join()
         if failure is not None:
             raise failure

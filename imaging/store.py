@@ -12,17 +12,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from imaging.release import MANIFEST_TYPE
 from plumbing.digest import hex_of, sha256
 from plumbing.durable import make_folder, sync_folder, told, write_file
 from plumbing.errors import CorruptError, DiskError, NotFoundError, RefusedError, UsageError
 
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 MAX_JSON_BYTES = 4 << 20
@@ -101,10 +101,7 @@ class Store:
 
     def complete(self, ref: str) -> str:
         """Return the ref that `ref` means: itself, or the only one that goes on with /ARCH; raises UsageError."""
-        found = [other for other in self.refs() if other == ref or other.rpartition("/")[0] == ref]
-        if len(found) > 1 and ref not in found:
-            raise UsageError(f"{ref!r} is there as {' and '.join(found)}; say which")
-        return ref if ref in found or not found else found[0]
+        return complete(ref, self.refs())
 
     def _descriptor(self, item: Mapping[str, object]) -> Descriptor:
         digest, size, kind, notes = (item.get(key) for key in ("digest", "size", "mediaType", "annotations"))
@@ -266,6 +263,17 @@ class Incoming:
         with self._store.locked():  # or a collection that has looked at an older one would take this
             self.path.rename(target)
         sync_folder(target.parent)
+
+
+def complete(ref: str, refs: Iterable[str]) -> str:
+    """Return which of `refs` the name `ref` means: itself, or the only one that goes on with /ARCH. Pure.
+
+    A name that is none of them is returned as it is; raises UsageError for one that could be several.
+    """
+    found = [other for other in refs if other == ref or other.rpartition("/")[0] == ref]
+    if len(found) > 1 and ref not in found:
+        raise UsageError(f"{ref!r} is there as {' and '.join(found)}; say which")
+    return ref if ref in found or not found else found[0]
 
 
 def _parts(manifest: bytes) -> list[str]:

@@ -20,6 +20,8 @@ PHASES = ("network", "order", "disks", "preserve", "wipe", "restore", "verify", 
 EVERY_BOOT = frozenset({"network", "order", "disks"})
 """Phases whose result does not outlive a boot."""
 EVENTS = frozenset({"order", "attempt", "begin", "done", "failed", "frames"})
+NOTE_EVERY_S = 2.0
+"""How often restored frames are noted, in seconds; each note costs an fsync of the filesystem that has the journal."""
 START = "0" * 16
 """What stands for the check of the line before the first."""
 
@@ -221,6 +223,27 @@ class Journal:
         self.records, self.state, self._check = (*self.records, record), state, check
         self._length += len(line)
         return state
+
+
+class Noted:
+    """Restored frames on their way into a journal, a record every few seconds; they are durable when they come."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._frames: set[int] = set()
+        self._last = clock.monotonic()
+
+    def add(self, frame: int) -> None:
+        """Note one frame."""
+        self._frames.add(frame)
+        if clock.monotonic() - self._last > NOTE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was noted to the journal."""
+        frames, self._frames = self._frames, set()
+        self._journal.frames(frames)
+        self._last = clock.monotonic()
 
 
 def _spans(frames: Collection[int]) -> Mapping[str, object]:

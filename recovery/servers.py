@@ -5,10 +5,10 @@ Used by the agent on the living host and by recovery: both believe the catalogue
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from plumbing import durable
 from plumbing.digest import sha256
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from imaging.release import Release
     from imaging.sources import FrameSource
     from imaging.trusted import TrustedCatalogue
+
+Read = TypeVar("Read")
 
 MAX_ORDER_BYTES = 1 << 20
 ORDER_DEADLINE_S = 60.0
@@ -77,12 +79,21 @@ def groups(order: Order, tickets: Iterable[str] = ()) -> tuple[tuple[str, ...], 
 
 def read_index(places: Sequence[FrameSource], release: Release) -> tuple[bytes, Index]:
     """Return the release's index, packed and read, from the first place that gives the bytes it was signed for."""
+    return first_right(places, (release.index_offset, release.index_length),
+                       lambda packed: (packed, release.read_index(packed)), f"release {release.ref}")
+
+
+def first_right(places: Iterable[FrameSource], span: tuple[int, int], read: Callable[[bytes], Read], what: str) -> Read:
+    """Return what `read` makes of a span (offset, length) of a blob, from the first place whose bytes it takes.
+
+    `read` raises a RerootError for bytes that are not the right ones. Raises NetworkError, which names each place and
+    why, when none has them; `what` is for that sentence.
+    """
     reasons = []
     for place in places:
         try:
-            packed = place.read(release.index_offset, release.index_length)
-            return packed, release.read_index(packed)
+            return read(place.read(*span))
         except RerootError as error:
             reasons.append(f"{place.name}: {error.sentence}")
-    raise NetworkError(f"no content server has release {release.ref} ({'; '.join(reasons) or 'none is named'}); check "
-                       "that one of them runs and that the release is in its store")
+    raise NetworkError(f"no content server has {what} ({'; '.join(reasons) or 'none is named'}); check that one of "
+                       "them runs and that the release is in its store")

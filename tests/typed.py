@@ -11,15 +11,16 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-BESIDE = {TESTS / "unit/fleet": TESTS / "unit/control"}
-"""Folders whose conftest.py puts another on the path."""
+BESIDE = {TESTS / "unit/fleet": [TESTS / "unit/control"],
+          TESTS / "unit/cli": [TESTS / "unit/control", TESTS / "unit/imaging"]}
+"""Folders whose conftest.py puts others on the path."""
 
 
 def main() -> int:
     """Check every folder; returns how many have something wrong."""
     wrong = 0
     for folder in sorted({path.parent for path in TESTS.rglob("*.py")}):
-        path = [part for part in (folder, *folder.parents, BESIDE.get(folder)) if part and TESTS in part.parents]
+        path = [part for part in (folder, *folder.parents, *BESIDE.get(folder, ())) if TESTS in part.parents]
         done = subprocess.run([sys.executable, "-m", "mypy", *map(str, sorted(folder.glob("*.py")))],
                               env={**os.environ, "MYPYPATH": os.pathsep.join(map(str, path))}, cwd=TESTS.parent)
         wrong += done.returncode != 0

@@ -18,14 +18,12 @@ from imaging.recovery_image import grub, initramfs, ledger, modules, programs, p
 from imaging.recovery_image.contents import Item, as_tar
 from imaging.recovery_image.kernel import Kernel
 from imaging.recovery_image.ledger import Ledger
-from imaging.recovery_manifest import ARTIFACT_TYPE, TITLE, ref
-from imaging.release import canonical, check_word
-from imaging.store import MANIFEST_TYPE, Store
+from imaging.recovery_manifest import ARTIFACT_TYPE, ref
+from imaging.release import ARCH, EMPTY, EMPTY_TYPE, MANIFEST_TYPE, TITLE, VERSION, canonical, check_word
+from imaging.store import Store
 from plumbing.errors import UsageError
 
 BLOB_TYPE = "application/octet-stream"
-EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-EMPTY = b"{}"
 
 BUDGET_BYTES = 16 << 20
 """What the compressed initramfs may weigh."""
@@ -117,7 +115,7 @@ def publish(store: Store, recipe: Recipe, image: Image) -> bytes:
         "config": {"mediaType": EMPTY_TYPE, "digest": config, "size": len(EMPTY)},
         "layers": found,
         "annotations": {
-            TITLE: recipe.name, "org.opencontainers.image.version": recipe.version, "dev.reroot.arch": recipe.arch,
+            TITLE: recipe.name, VERSION: recipe.version, ARCH: recipe.arch,
             "dev.reroot.kernel": recipe.kernel.release,
             "dev.reroot.python": "{}.{}".format(*python_runtime.VERSION),
         },

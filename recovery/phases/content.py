@@ -147,17 +147,12 @@ def _require_server(session: Session, frame: Frame) -> None:
     """Raise NetworkError unless a content server gives a frame that is missing, whole and right."""
     from blake3 import blake3
 
+    def check(data: bytes) -> None:
+        if blake3(data).digest() != frame.digest:
+            raise CorruptError("it sent other bytes than the release has")
+
     assert session.release is not None
-    reasons = []
-    for server in servers_of(session):
-        try:
-            if blake3(server.read(frame.offset, frame.length)).digest() == frame.digest:
-                return
-            reasons.append(f"{server.name}: it sent other bytes than the release has")
-        except RerootError as error:
-            reasons.append(f"{server.name}: {error.sentence}")
-    raise NetworkError(f"no content server has release {session.release.ref} ({'; '.join(reasons)}); check that one "
-                       "of them runs and that the release is in its store")
+    servers.first_right(servers_of(session), (frame.offset, frame.length), check, f"release {session.release.ref}")
 
 
 # -- the recovery image, for an installation -----------------------------------------------------------------

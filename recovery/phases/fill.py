@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from plumbing import clock
 from plumbing.errors import CorruptError
 from recovery import disks
+from recovery.journal import Noted
 from recovery.log import size
 from recovery.phases import content
 from recovery.session import Session, fstype_of
-
-NOTE_EVERY_S = 2.0
-"""How often restored frames are noted in the journal, in seconds; each note costs an fsync of /local."""
 
 WORKERS = 2
 
@@ -24,27 +21,6 @@ def mount_root(session: Session) -> Path:
     root = session.disks_found.root
     session.mount(root.device, session.places.root, fstype_of(root))
     return session.places.root
-
-
-class _Noted:
-    """Restored frames on their way into the journal, a record every few seconds; they are durable when they come."""
-
-    def __init__(self, session: Session) -> None:
-        self._journal = session.journalled
-        self._frames: set[int] = set()
-        self._last = clock.monotonic()
-
-    def add(self, frame: int) -> None:
-        """Note one frame."""
-        self._frames.add(frame)
-        if clock.monotonic() - self._last > NOTE_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        """Write what was noted to the journal."""
-        frames, self._frames = self._frames, set()
-        self._journal.frames(frames)
-        self._last = clock.monotonic()
 
 
 @contextmanager
@@ -70,9 +46,8 @@ def restore(session: Session) -> Mapping[str, object]:
     journal.begin("restore")
     missing = [number for number in content.missing(session) if number not in done]
     with _tickets(session, bool(missing)) as urls:
-        noted, frames = _Noted(session), session.index.frames
-        needed = {extent.frame for entry in session.index.entries for extent in entry.extents}  # others hold headers
-        announced = [frames[number] for number in missing if number in needed]
+        noted, needed = Noted(journal), session.index.filled
+        announced = [session.index.frames[number] for number in missing if number in needed]
         with Ahead(content.fetcher(session, urls), announced) as ahead:
             report = unpack(session.index, ahead, root, workers=WORKERS, progress=session.progress("restore"),
                             done=done, on_frame=noted.add)

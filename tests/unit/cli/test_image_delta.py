@@ -81,7 +81,88 @@ def test_a_damaged_delta_is_one_sentence(
     assert run(["image", "delta", "d/1", "d/2", "--json"]) == 0
     blob = Store(place.store).blob_path(json.loads(capsys.readouterr().out)["digest"])
     data = blob.read_bytes()
-    blob.write_bytes(data[:-1] + b"\0")
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert run(["image", "apply-delta", "d/1", "d/2", str(tmp_path / "a")]) == 10
     assert "is not the one its manifest names" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "a")
+
+
+def test_list_and_show(place: site.Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "list"]) == 0
+    assert "DELTA" not in capsys.readouterr().out
+    assert run(["image", "delta", "d/1", "d/2", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert run(["image", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "DELTA                  SIZE   PUBLISHED", f"d/1/amd64 → d/2/amd64  {made['bytes']} B  yes"]
+    assert run(["image", "list", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["deltas"] == []
+    (one,) = second["deltas"]
+    assert (one["ref"], one["bytes"], one["published"]) == (made["ref"], made["bytes"], True)
+    assert run(["image", "show", "d/1"]) == 0
+    assert "delta to d/2/amd64:" in (said := capsys.readouterr().out) and f" {made['bytes']}\n" in said
+    assert run(["image", "show", "d/2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deltas"] == [one]
+    assert run(["image", "show", made["ref"], "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {**one, **{key: made[key] for key in ("index_bytes", "frames", "contents", "repacked")}}
+    assert run(["image", "show", made["ref"]]) == 0
+    assert "contents:     1\n" in capsys.readouterr().out
+    assert run(["image", "show", "deltas/d/2/amd64/d/1/amd64"]) == 4
+    assert "is no delta in the store" in capsys.readouterr().err
+    Catalogue(place.catalogue, place.keys).withdraw(made["target"])
+    assert run(["image", "list"]) == 0
+    assert capsys.readouterr().out.endswith(" B  no\n")
+
+
+def test_verify_reads_deltas_back(place: site.Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "delta", "d/1", "d/2", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    sound = f"d/1/amd64 → d/2/amd64: 1 frames, 1 files, {made['bytes']} B: sound\n"
+    for words in ([], ["d/2"], [made["ref"]], ["--deep"]):
+        assert run(["image", "verify", *words]) == 0
+        assert capsys.readouterr().out.endswith(sound)
+    assert run(["image", "verify", "d/1"]) == 0
+    assert sound not in capsys.readouterr().out
+    for deep in (True, False):
+        assert run(["image", "verify", made["ref"], "--json", *(["--deep"] if deep else [])]) == 0
+        (told,) = json.loads(capsys.readouterr().out)
+        assert (told["ref"], told["published"], told["lacks"], told["applied"]) == (made["ref"], True, None, deep)
+    blob = Store(place.store).blob_path(made["digest"])
+    kept = blob.read_bytes()
+    blob.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    assert run(["image", "verify", made["ref"]]) == 10
+    assert "its blob as a whole is not what the manifest names" in capsys.readouterr().err
+    blob.unlink()
+    for words in ([], [made["ref"]]):
+        assert run(["image", "verify", *words]) == 10
+        said = capsys.readouterr().err
+        assert f"1 deltas that the store does not have ({made['target']})" in said and said.count("\n") == 1
+    assert run(["image", "verify", "d/1"]) == 0
+    Store(place.store).forget([made["ref"]])
+    blob.write_bytes(kept)
+    assert run(["image", "verify"]) == 10, "the catalogue names a manifest that the store does not have"
+    capsys.readouterr()
+    assert run(["image", "verify", made["ref"]]) == 4
+    assert "is no delta in the store" in capsys.readouterr().err
+
+
+def test_a_delta_without_its_old_release(place: site.Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "delta", "d/1", "d/2"]) == 0
+    Catalogue(place.catalogue, place.keys).withdraw("releases/d/1/amd64.json", "deltas/d/1/amd64/d/2/amd64.json")
+    Store(place.store).forget(["d/1/amd64"])
+    capsys.readouterr()
+    assert run(["image", "verify"]) == 0
+    assert ": sound; the store has no d/1/amd64 to compare it with; NOT in the catalogue" in capsys.readouterr().out
+
+
+def test_a_release_is_withdrawn_with_its_deltas(place: site.Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["image", "delta", "d/1", "d/2"]) == 0
+    capsys.readouterr()
+    assert run(["image", "withdraw", "d/1"]) == 0
+    assert capsys.readouterr().out.endswith("withdrawn with it: deltas/d/1/amd64/d/2/amd64\n")
+    assert set(Catalogue(place.catalogue, place.keys).listed()) == {"orders/keys.json", "releases/d/2/amd64.json"}
+    assert run(["image", "gc", "--unpublished", "--grace-hours", "0", "--remove"]) == 0
+    assert list(Store(place.store).refs()) == ["d/2/amd64"]
+    assert run(["image", "verify"]) == 0

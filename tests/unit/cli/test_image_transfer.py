@@ -98,6 +98,87 @@ def test_by_hand(sites: tuple[site.Site, site.Site], tmp_path: Path, capsys: pyt
     assert "it holds d/1+2/arm64" in capsys.readouterr().err
 
 
+DELTA = "deltas/p/1/amd64/p/2/amd64"
+
+
+@pytest.fixture
+def paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[site.Site, site.Site]:
+    """Two sites; the first has p/1, p/2 and the delta between them."""
+    first, second = (site.init(tmp_path / name, "http://127.0.0.1:8080") for name in ("from", "to"))
+    for version in ("1", "2"):
+        built(first, tmp_path / f"p{version}", version, TEXT + version.encode())
+    assert run(["image", "delta", "p/1", "p/2", "--site", str(first.root)]) == 0
+    capsys.readouterr()
+    return first, second
+
+
+TEXT = b"".join(b"line %d\n" % number for number in range(3000))
+
+
+def built(place: site.Site, tree: Path, version: str, content: bytes) -> None:
+    tree.mkdir()
+    (tree / "file").write_bytes(content)
+    assert run(["image", "build", str(tree), "--name", "p", "--version", version, "--arch", "amd64", "--site",
+                str(place.root)]) == 0
+
+
+def test_a_delta_is_signed_when_both_its_ends_are(
+        registry: str, paired: tuple[site.Site, site.Site], capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = paired
+    place, to = f"http://{registry}/os/p", ["--site", str(second.root)]
+    for version in ("1", "2"):
+        assert run(["image", "push", f"p/{version}", f"{place}:{version}", "--site", str(first.root)]) == 0
+    catalogue = Catalogue(second.catalogue, second.keys)
+    capsys.readouterr()
+    assert run(["image", "pull", f"{place}:2", "--sign", *to]) == 0
+    assert (f"not signed is {DELTA}: p/1/amd64 is not signed; sign it first; hosts fetch frames instead\n"
+            in capsys.readouterr().out)
+    assert f"{DELTA}.json" not in catalogue.listed()
+    assert run(["image", "pull", f"{place}:1", *to]) == 0
+    capsys.readouterr()
+    assert run(["image", "pull", f"{place}:2", "--sign", "--json", *to]) == 0
+    assert json.loads(capsys.readouterr().out)["deltas"] == [
+        {"ref": DELTA, "published": False, "reason": "p/1/amd64 is not signed; sign it first"}]
+    assert run(["image", "pull", f"{place}:1", "--sign", *to]) == 0
+    assert run(["image", "pull", f"{place}:2", "--sign", *to]) == 0
+    said = capsys.readouterr().out
+    assert f"published as {DELTA}.json\n" in said and "not signed" not in said
+    assert catalogue.listed()[f"{DELTA}.json"].digest == Store(first.store).refs()[DELTA].digest
+    assert run(["image", "verify", "--deep", *to]) == 0
+    capsys.readouterr()
+    assert run(["image", "pull", f"{place}:2", "--json", *to]) == 0
+    assert json.loads(capsys.readouterr().out)["deltas"] == [{"ref": DELTA, "published": True, "reason": None}]
+
+
+def test_a_delta_from_another_build_is_not_signed(
+        registry: str, paired: tuple[site.Site, site.Site], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = paired
+    built(second, tmp_path / "own", "1", b"another p/1")
+    assert run(["image", "push", "p/2", f"http://{registry}/os/q:2", "--site", str(first.root)]) == 0
+    capsys.readouterr()
+    assert run(["image", "pull", f"http://{registry}/os/q:2", "--sign", "--site", str(second.root)]) == 0
+    said = capsys.readouterr().out
+    assert f"not signed is {DELTA}: {DELTA} joins other builds of these releases" in said
+    assert "published as releases/p/2/amd64.json" in said
+    assert f"{DELTA}.json" not in Catalogue(second.catalogue, second.keys).listed()
+
+
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_what_is_imported_together_is_signed_together(
+        paired: tuple[site.Site, site.Site], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    first, second = paired
+    for version in ("2", "1") if name == "out" else ("2",):
+        assert run(["image", "export", f"p/{version}", str(tmp_path / name), "--site", str(first.root)]) == 0
+    capsys.readouterr()
+    assert run(["image", "import", str(tmp_path / name), "--sign", "--json", "--site", str(second.root)]) == 0
+    told = {one["ref"]: one for one in json.loads(capsys.readouterr().out)}
+    (delta,) = told["p/2/amd64"]["deltas"]
+    assert delta["published"] is (name == "out") and told["p/2/amd64"]["published"]
+    assert (f"{DELTA}.json" in Catalogue(second.catalogue, second.keys).listed()) is (name == "out")
+    assert run(["image", "verify", "--site", str(second.root)]) == 0
+
+
 @pytest.mark.parametrize("command", ["show", "verify", "delta", "withdraw", "push"])
 def test_what_is_no_release_is_not_taken_for_one(sites: tuple[site.Site, site.Site], command: str,
                                                  capsys: pytest.CaptureFixture[str]) -> None:

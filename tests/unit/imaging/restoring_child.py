@@ -28,8 +28,7 @@ def main(manifest: str, target: str, journal: str, *places: str) -> None:
     index = release.read_index(sources[0].read(release.index_offset, release.index_length))
     done = set(written.state.frames)
     print("begin", flush=True)
-    needed = {extent.frame for entry in index.entries for extent in entry.extents} - done
-    missing = [index.frames[number] for number in sorted(needed)]
+    missing = [index.frames[number] for number in sorted(index.filled - done)]
 
     def note(number: int) -> None:
         written.frames({number})

@@ -16,13 +16,14 @@ from control.files import Library
 from imaging import transfer
 from imaging.bundle import listed
 from imaging.capture import capture
+from imaging.delta_manifest import DeltaManifest
 from imaging.fetch import FrameFetcher
 from imaging.registry import Place, Registry
 from imaging.registry_auth import Credentials, challenge, find
-from imaging.release import Release, canonical
+from imaging.release import MANIFEST_TYPE, Release, canonical
 from imaging.restore import restore
 from imaging.sources import FileSource
-from imaging.store import INDEX_TYPE, MANIFEST_TYPE, Store
+from imaging.store import INDEX_TYPE, Store
 from plumbing.digest import sha256
 from plumbing.errors import (
     ConfigError,
@@ -83,9 +84,11 @@ def store(tmp_path: Path, tree: Path) -> Store:
     made.put_manifest("delta/x", canonical({
         **plain, "layers": [{"mediaType": "application/octet-stream", "digest": made.add_bytes(b"delta"), "size": 5}],
         "subject": {"mediaType": MANIFEST_TYPE, "digest": sha256(manifest), "size": len(manifest)}}))
-    for ref in (f"deltas/debian/12/amd64/{REF}", f"deltas/debian/11/amd64/{REF}"):  # the second under a wrong name
-        made.put_manifest(ref, canonical({**plain, "layers": [], "annotations": {
-            "dev.reroot.old": "debian/12/amd64", "dev.reroot.new": REF}}))
+    delta = DeltaManifest("debian/12/amd64", REF, made.add_bytes(b"delta"), 5, 0, 5, sha256(b"delta")).manifest()
+    for ref in (DELTA, f"deltas/debian/11/amd64/{REF}"):  # the second under a wrong name
+        made.put_manifest(ref, delta)
+    made.put_manifest(f"deltas/debian/10/amd64/{REF}", canonical({**plain, "layers": [], "annotations": {
+        "dev.reroot.old": "debian/10/amd64", "dev.reroot.new": REF}}))  # it does not say that it is a delta
     made.put_manifest("recovery/other/1/amd64", canonical({**plain, "layers": []}))
     return made
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imaging.store import MANIFEST_TYPE, REF_NAME, Store
+from imaging.release import MANIFEST_TYPE
+from imaging.store import REF_NAME, Store
 from plumbing.digest import sha256
 from plumbing.errors import CorruptError, NotFoundError, RefusedError, UsageError
 
