@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbing import durable
-from plumbing.errors import CorruptError, NetworkError, NotFoundError, RerootError
+from plumbing.errors import CorruptError, NotFoundError, RerootError
 from recovery import disks, servers
 from recovery.log import size
 

@@ -220,7 +220,8 @@ def test_one_frame_that_comes_out_otherwise_does_not_spoil_the_others(
     frames = list(index.frames)
     frames[number] = replace(frames[number], digest=bytes(32))
     with StageWriter(bench.local / "recover/stage", release.layer_digest) as written:
-        local = LocalFrames(site.root.parent / "tree", release, replace(index, frames=tuple(frames)), written, str)
+        local = LocalFrames(site.root.parent / "tree", release, replace(index, frames=tuple(frames)), written,
+                            lambda _said: None)
         assert local.of_files(list(range(len(frames)))) == [number]
 
 
