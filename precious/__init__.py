@@ -3,8 +3,10 @@
 In: the old root, a policy (TOML layers). Out: an archive on /local, the same files in the new root, a report.
 The data meets the modules in this order:
 
-1. `policy`       rules from shipped defaults, site, class and host, merged into one list (pure)
-2. `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
+1. `policy`       rules from shipped defaults, site, class and host, merged into one list; `rules` one of them as it is
+                  written, `conditions` what it asks besides names (pure)
+2. `inquiry`      what conditions ask of the old root, of `packages` too; `circumstances` the answers (pure)
+   `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
 3. `detours`      patterns that would keep nothing because their way leads through a link
 4. `flags`        inode flags, which no archive holds: told
 5. `selection`    what is kept of the old root, from the four above

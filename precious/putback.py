@@ -16,11 +16,13 @@ from imaging.entry import Entry, EntryType, Progress, printable
 from imaging.index import Index
 from plumbing.errors import DiskError
 from precious import accountfiles, keep
+from precious.circumstances import Judged
 from precious.keep import Kept
 from precious.names import Names
 from precious.place import PutBackReport, check, missing, place
-from precious.policy import MERGED_PATHS, Policy, When
+from precious.policy import Policy
 from precious.returning import reachable, without
+from precious.rules import MERGED_PATHS, When
 
 SCRATCH = ".reroot-precious"
 
@@ -35,18 +37,19 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
     """
     kept, report = keep.verify(kept_dir, progress), PutBackReport()
     report.notes += kept.notes
-    names = _names(kept, new_root, policy, report, progress)
+    judged = Judged(policy, kept.index.entries, kept.known)
+    names = _names(kept, new_root, judged, report, progress)
     left = {entry.path: names.owned(entry) for entry in kept.index.entries
             if entry.path in kept.unlisted or names.is_merged(entry)}
     listed = without((names.owned(entry) for entry in kept.index.entries if entry.path not in left), left)
-    returning = list(reachable(listed, policy))
+    returning = list(reachable(listed, judged))
     scratch = new_root / SCRATCH
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
         _restore(Index(tuple(returning), kept.index.frames), kept, scratch, progress)
         accountfiles.replace(new_root, names.files, kept_dir)
-        placed = place(returning, scratch, new_root, policy, _types(image), report)
+        placed = place(returning, scratch, new_root, judged, _types(image), report)
         check(placed, new_root, progress)
     except OSError as error:
         raise DiskError(f"the precious files cannot be put back ({error.strerror}: {error.filename!r}); they are "
@@ -61,11 +64,11 @@ def _types(image: Index) -> dict[bytes, EntryType]:
     return {entry.path: entry.type for entry in image.entries}
 
 
-def _names(kept: Kept, new_root: Path, policy: Policy, report: PutBackReport, progress: Progress | None) -> Names:
-    merged = frozenset(path for path in MERGED_PATHS if (rule := policy.rule_for(path)) and rule.when is When.MERGE)
+def _names(kept: Kept, new_root: Path, judged: Judged, report: PutBackReport, progress: Progress | None) -> Names:
+    merged = frozenset(path for path in MERGED_PATHS if (rule := judged.rule_for(path)) and rule.when is When.MERGE)
     found = keep.read_files(kept, merged, progress)
     old = {os.fsdecode(path.removeprefix(b"etc/")): data for path, data in found.items()}
-    names = Names.merge(old, accountfiles.of_image(new_root, kept.folder), reachable(kept.index.entries, policy))
+    names = Names.merge(old, accountfiles.of_image(new_root, kept.folder), reachable(kept.index.entries, judged))
     report.notes += names.notes
     report.merged += sorted(f"etc/{name}" for name in names.files)
     return names
