@@ -13,6 +13,7 @@ The data meets the modules in this order:
 6. `returning`    what of it goes to the new root (pure)
 7. `keep`         write the archive with its digests, read it back from the disk
 8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
+   `mergers/`     other files that host and image both have a say in (pure)
 9. `acl`, `names`  whose the kept files are then (pure)
 10. `accountfiles` the merged account files in place of the image's
 11. `place`       each kept entry into the new root, conflicts decided by policy, and read back
