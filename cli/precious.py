@@ -72,9 +72,10 @@ def check(
 
 
 def rule_line(rule: Rule) -> str:
-    """Return a rule as one line: its verdict, what it keeps and not, and its conditions."""
+    """Return a rule as one line: its verdict and merger, what it keeps and not, and its conditions."""
     asked = "".join(f"  {name} = {json.dumps(value)}" for name, value in rule.conditions.to_json().items())
-    return f"({rule.when.value}): {'  '.join(rule.keep)}" + "".join(f"  not {glob}" for glob in rule.exclude) + asked
+    verdict = rule.when.value + (f" {rule.merge}" if rule.merge else "")
+    return f"({verdict}): {'  '.join(rule.keep)}" + "".join(f"  not {glob}" for glob in rule.exclude) + asked
 
 
 def _unlisted_line(policy: Policy) -> str:

@@ -15,7 +15,8 @@ The data meets the modules in this order:
 8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
    `mergers/`     other files that host and image both have a say in (pure)
 9. `acl`, `names`  whose the kept files are then (pure)
-10. `accountfiles` the merged account files in place of the image's
+10. `merging`     what the mergers that rules name make of both sides (pure); `mergedfiles` puts that in place of the
+                  image's, `overrides` gives files the owners and modes that a merged statoverride says
 11. `place`       each kept entry into the new root, conflicts decided by policy, and read back
 12. `putback`     8 to 11 in their order, every entry reported
 13. `archives`    those of earlier upgrades, of which the newest few stay

@@ -22,12 +22,16 @@ _TYPES = {EntryType.DIRECTORY: "directory", EntryType.FILE: "file", EntryType.LI
 
 @dataclass(frozen=True)
 class Circumstances:
-    """The answers: when it was (wall seconds), the names of ids, and of paths that were asked about their answer."""
+    """The answers: when it was (wall seconds), the names of ids, and of paths that were asked about their answer.
+
+    `shipped` are files to be merged that were just as their package had brought them.
+    """
 
     now_s: float | None = None
     users: Mapping[int, str] | None = None
     owned: Mapping[bytes, bool] | None = None
     modified: Mapping[bytes, bool] | None = None
+    shipped: frozenset[bytes] = frozenset()
 
     def facts(self, entry: Entry, first: Entry | None = None) -> Facts:
         """Return what is known of an entry; `first` is what a hard link joins, where it is known."""
@@ -41,6 +45,7 @@ class Circumstances:
     def to_json(self) -> dict[str, object]:
         """Return what stands beside an archive."""
         return {
+            "shipped": sorted(map(os.fsdecode, self.shipped)),
             "now_s": self.now_s,
             "users": None if self.users is None else {str(uid): name for uid, name in self.users.items()},
             **{name: None if answers is None else {word: sorted(os.fsdecode(path) for path, yes in answers.items()
@@ -54,7 +59,13 @@ class Circumstances:
         if not (now is None or isinstance(now, int | float)) or not (users is None or isinstance(users, Mapping)):
             raise ValueError("now_s and users")
         return cls(now, None if users is None else {int(uid): str(name) for uid, name in users.items()},
-                   _answers(raw.get("owned")), _answers(raw.get("modified")))
+                   _answers(raw.get("owned")), _answers(raw.get("modified")), _paths(raw.get("shipped", [])))
+
+
+def _paths(raw: object) -> frozenset[bytes]:
+    if not isinstance(raw, list):
+        raise TypeError("shipped")
+    return frozenset(map(os.fsencode, raw))
 
 
 def _answers(raw: object) -> Mapping[bytes, bool] | None:

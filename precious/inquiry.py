@@ -13,7 +13,7 @@ from precious.conditions import Facts
 from precious.names import ids
 from precious.packages import Packages
 from precious.policy import Policy
-from precious.rules import Rule
+from precious.rules import Rule, When
 
 
 class Inquiry:
@@ -23,6 +23,7 @@ class Inquiry:
         self._root, self._policy, self._now_s = root, policy, now_s
         self._owned: dict[bytes, bool] = {}
         self._modified: dict[bytes, bool] = {}
+        self._shipped: set[bytes] = set()
 
     @cached_property
     def packages(self) -> Packages:
@@ -40,15 +41,24 @@ class Inquiry:
     def known(self) -> Circumstances:
         """What there is to remember."""
         if not self._policy.asks_facts:
-            return Circumstances()
-        return Circumstances(self._now_s, self._users, self._owned, self._modified)
+            return Circumstances(shipped=frozenset(self._shipped))
+        return Circumstances(self._now_s, self._users, self._owned, self._modified, frozenset(self._shipped))
 
     def rule_for(self, entry: Entry, first: Entry | None = None) -> Rule | None:
         """Return the rule that keeps an entry; `first` is the entry that a hard link joins."""
-        if not self._policy.asks_facts:
-            return self._policy.rule_for(entry.path)
-        self._ask(entry.path, entry.is_directory)
-        return self._policy.rule_for(entry.path, self.known.facts(entry, first))
+        if self._policy.asks_facts:
+            self._ask(entry.path, entry.is_directory)
+            rule = self._policy.rule_for(entry.path, self._facts.facts(entry, first))
+        else:
+            rule = self._policy.rule_for(entry.path)
+        if rule is not None and rule.when is When.MERGE and entry.path in self.packages.conffiles and (
+                self.packages.as_shipped(entry.path)):
+            self._shipped.add(entry.path)
+        return rule
+
+    @cached_property
+    def _facts(self) -> Circumstances:
+        return Circumstances(self._now_s, self._users, self._owned, self._modified)
 
     def rule_at(self, path: bytes, info: os.stat_result) -> Rule | None:
         """Return the rule that keeps `path`, which has the status `info`."""

@@ -93,7 +93,7 @@ def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None
         raise DiskError(f"the precious files cannot be written to {into} ({error.strerror})") from error
     summary = {"version": 1, "index": [layer.index_offset, len(payload), blake3(payload).hexdigest()],
                "unlisted": sorted(os.fsdecode(path) for path in selection.unlisted), "notes": notes}
-    if policy.asks_facts:
+    if selection.known != Circumstances():
         summary["known"] = selection.known.to_json()
     durable.write_file(into / SUMMARY, json.dumps(summary).encode(), 0o600)
     return load(into)

@@ -34,12 +34,19 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 @dataclass
 class PutBackReport:
-    """What became of every kept entry; paths as a person reads them."""
+    """What became of every kept entry; paths as a person reads them.
+
+    `put_back` is as the host had it, `merged` of host and image, `beside` under another name, `image_won` left to the
+    image, `unlisted` in the archive only. `conflict` and `dropped` are sentences of mergers: what gave way to what, and
+    what of the host is not in the result; `notes` are sentences too.
+    """
 
     put_back: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
     image_won: list[str] = field(default_factory=list)
+    conflict: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -11,6 +11,7 @@ from plumbing.errors import ConfigError
 from plumbing.spelling import hint
 from precious import conditions
 from precious.conditions import Conditions
+from precious.mergers.registry import ACCOUNTS, MERGERS
 
 
 class When(StrEnum):
@@ -23,11 +24,7 @@ class When(StrEnum):
     STOP = "stop"
 
 
-MERGED_PATHS = frozenset(
-    b"etc/" + name for name in (b"passwd", b"shadow", b"group", b"gshadow", b"subuid", b"subgid"))
-"""The only paths that `when = "merge"` may name: the account files."""
-
-RULE_KEYS = ("keep", "exclude", "when", *conditions.KEYS)
+RULE_KEYS = ("keep", "exclude", "when", "merge", *conditions.KEYS)
 """What a [[rule]] of a policy file may say."""
 
 UNLISTED_KEYS = ("look", "skip", "max_bytes")
@@ -38,6 +35,7 @@ class Rule:
     """Globs that are kept, globs that are not, the conflict verdict and conditions.
 
     `origin` is the layer it came from: its file, or the name of what reroot ships; `line` where in it (0: not known).
+    `merge` names the merger of a rule whose verdict that is.
     """
 
     keep: tuple[str, ...]
@@ -46,6 +44,7 @@ class Rule:
     origin: str
     line: int = 0
     conditions: Conditions = field(default_factory=Conditions)
+    merge: str = ""
 
     @property
     def where(self) -> str:
@@ -58,6 +57,8 @@ class Rule:
                                     "origin": self.origin}
         if self.line:
             found["line"] = self.line
+        if self.merge not in {"", ACCOUNTS}:  # the accounts' merger is that of their files
+            found["merge"] = self.merge
         return {**found, **self.conditions.to_json()}
 
 
@@ -125,18 +126,29 @@ class Reader:
 
     def rule(self, raw: Mapping[str, object], where: str, place: Place, origin: str, line: int) -> Rule:
         """Return the rule that a table writes down, all of whose keys are known."""
-        word = raw.get("when", When.HOST.value)
+        word = raw.get("when", When.MERGE.value if "merge" in raw else When.HOST.value)
         if not isinstance(word, str) or word not in list(When):
             raise self.fail((*place, "when"),
                             f"{where} has when = {word!r}; {hint(str(word), [str(when) for when in When])}")
         keep = self.globs(raw.get("keep"), f"{where}, keep", (*place, "keep"))
-        if word == When.MERGE:
-            for glob in keep:
-                if glob.lstrip("/").encode("utf-8", "surrogateescape") not in MERGED_PATHS:
-                    raise self.fail((*place, "keep"), f"{where}: nothing knows how to merge {glob}; use host, image or "
-                                    "beside")
+        merger = self._merger(raw, keep, where, place) if word == When.MERGE else ""
+        if "merge" in raw and not merger:
+            raise self.fail((*place, "when"), f"{where} names a merger and has when = {word!r}; leave out one of the "
+                            "two")
         exclude = self.globs(raw.get("exclude", []), f"{where}, exclude", (*place, "exclude"))
-        return Rule(keep, exclude, When(word), origin, line, self.conditions(raw, where, place))
+        return Rule(keep, exclude, When(word), origin, line, self.conditions(raw, where, place), merger)
+
+    def _merger(self, raw: Mapping[str, object], keep: Sequence[str], where: str, place: Place) -> str:
+        name = raw.get("merge", ACCOUNTS)
+        if not isinstance(name, str) or name not in MERGERS:
+            raise self.fail((*place, "merge"), f"{where} has merge = {name!r}; {hint(str(name), sorted(MERGERS))}")
+        for glob in keep:
+            if not MERGERS[name].takes(glob):
+                raise self.fail((*place, "merge" if "merge" in raw else "when"), f"{where}: nothing knows how to merge "
+                                f"{glob} as {name}; " + (
+                                    f"that is for {' and '.join(MERGERS[name].below)}" if "merge" in raw else
+                                    "name what it is, such as merge = \"fstab\", or use host, image or beside"))
+        return name
 
     def conditions(self, raw: Mapping[str, object], where: str, place: Place) -> Conditions:
         """Return what a rule asks besides names."""

@@ -51,7 +51,7 @@ def _starts(policy: Policy) -> list[bytes]:
 def find(root: Path, policy: Policy, inquiry: Inquiry | None = None) -> list[tuple[bytes, int]]:
     """Return (path, size in bytes) of every unlisted file below `root`, sorted by path.
 
-    `inquiry` answers the conditions of rules; without one all of them hold.
+    `inquiry` answers the conditions of rules; without one none of them holds, so that more counts as unlisted.
     """
     known = inquiry.packages if inquiry is not None else packages.read(root)
     found: dict[bytes, int] = {}
@@ -59,7 +59,7 @@ def find(root: Path, policy: Policy, inquiry: Inquiry | None = None) -> list[tup
         for path, info in walk(os.fsencode(root), top):
             if not policy.looks_at(path):
                 continue
-            if (policy.rule_for(path) if inquiry is None else inquiry.rule_at(path, info)) is not None:
+            if (policy.rule_for(path, unknown=False) if inquiry is None else inquiry.rule_at(path, info)) is not None:
                 continue
             if path in known.conffiles:
                 if stat.S_ISREG(info.st_mode) and known.as_shipped(path):

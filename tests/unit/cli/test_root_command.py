@@ -142,6 +142,8 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert f"{site}/precious.toml:\n  rule 1 (beside): /srv/www/**\n" in shown
+    assert "(merge fstab): /etc/fstab\n" in shown and "(merge accounts): /etc/passwd" in shown
+    assert '(merge units): ' in shown and 'type = ["link"]' in shown
     assert shown.index("/etc/machine-id") < shown.index("/srv/www")
     (tmp_path / "root/srv/www/x").mkdir(parents=True)
     for name in ("class/web", "host/alpha"):

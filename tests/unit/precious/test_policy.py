@@ -84,6 +84,9 @@ def test_an_order_carries_the_policy_whole() -> None:
     ("[[rule]]\nkeeep = ['/a']", "did you mean 'keep'"), ("[[rule]]\nkeep = ['a']", "must be an absolute path"),
     ("[[rule]]\nkeep = ['/a/../b']", "without '..'"), ("[[rule]]\nkeep = ['/a']\nwhen = 'hots'", "did you mean 'host'"),
     ("[[rule]]\nkeep = ['/etc/fstab']\nwhen = 'merge'", "nothing knows how to merge /etc/fstab"),
+    ("[[rule]]\nkeep = ['/etc/fstab']\nmerge = 'fstap'", "did you mean 'fstab'"),
+    ("[[rule]]\nkeep = ['/etc/fstab']\nmerge = 'fstab'\nwhen = 'host'", "leave out one of the two"),
+    ("[[rule]]\nkeep = ['/etc/*']\nmerge = 'units'", "that is for /etc/systemd/system/"),
     ("[[rule", "not valid TOML"),
     ("[unlisted]\nmax_bytes = -1", "max_bytes"), ("rule = 3", "must be a list of tables"), ("[[rule]]", "rule 1, keep"),
 ])
