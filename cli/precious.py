@@ -49,13 +49,15 @@ def check(
     """Print every rule a host has at least and where it comes from, and check the files of all classes and hosts."""
     from control import policies
     from control.site import Site
-    from fleet import hosts
+    from fleet import health, hosts
 
     opened = Site.open(site)
     policies.check(opened.precious)
-    found = policies.site_policy(opened.precious)
+    system = {} if root is None else health.os_release(root / "etc/os-release")
+    found = policies.site_policy(opened.precious, system)
     strays = policies.strays(opened.precious, hosts.load(opened.hosts))
-    idle = [] if root is None else [(rule.where, glob) for rule, glob in _idle(found, root)]
+    idle = [] if root is None else [(rule.where, glob) for rule, glob in _idle(
+        policies.every_rule(opened.precious, system), root)]
     if as_json:
         more = {"strays": strays} | ({} if root is None else {"idle": [list(row) for row in idle]})
         print(json.dumps({**found.to_json(), **more}, indent=1))

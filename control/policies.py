@@ -16,21 +16,34 @@ from plumbing.spelling import hint
 from precious import policy
 
 
-def site_policy(path: Path) -> policy.Policy:
-    """Return the rules of a host about which nothing is known: Debian's, then those of `path`; raises ConfigError."""
-    return policy.load([policy.shipped(), *_layer(path)])
+def site_policy(path: Path, os_release: Mapping[str, object] | None = None) -> policy.Policy:
+    """Return the rules that every host of a distribution has: the shipped ones, then those of `path`.
+
+    `path` is the site's precious.toml. A distribution that is not known gets Debian's, which name whatever the others
+    have too. Raises ConfigError.
+    """
+    return policy.load([policy.shipped(_family(os_release or {})), *_layer(path)])
+
+
+def every_rule(path: Path, os_release: Mapping[str, object]) -> policy.Policy:
+    """Return those and the rules of all classes and hosts, whoever takes them: to look for patterns that do nothing."""
+    return policy.load([policy.shipped(_family(os_release)), *_layer(path),
+                        *(layer for file in _files(path) for layer in _layer(file))])
+
+
+def _family(os_release: Mapping[str, object]) -> str:
+    return policy.family(os_release) or policy.FAMILIES[0]
 
 
 def for_host(path: Path, host: Host, facts: Mapping[str, object]) -> policy.Policy:
     """Return the rules of one host; `path` is the site's precious.toml, `facts` what the host's agent reported.
 
-    A host whose distribution is unknown gets Debian's, which name whatever the others have too. Raises ConfigError.
+    Raises ConfigError.
     """
     told = facts.get("os_release")
-    family = policy.family(told if isinstance(told, dict) else {}) or policy.FAMILIES[0]
     folder = path.with_suffix("")
     return policy.load([
-        policy.shipped(family), *_layer(path),
+        policy.shipped(_family(told if isinstance(told, dict) else {})), *_layer(path),
         *(layer for name in host.classes for layer in _layer(folder / "class" / f"{name}.toml")),
         *_layer(folder / "host" / f"{host.name}.toml")])
 

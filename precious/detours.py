@@ -27,7 +27,7 @@ _ELSEWHERE = b"local"
 
 @dataclass(frozen=True)
 class Detour:
-    """A pattern of the layer `origin`, the link on its way and where that leads: a path in the root, or None."""
+    """A pattern of the rule at `origin`, the link on its way and where that leads: a path in the root, or None."""
 
     glob: str
     origin: str
@@ -70,7 +70,7 @@ def find(root: Path, policy: Policy) -> Iterator[Detour]:
                 link = b"/".join(names[:count])
                 text = _link_text(root, link)
                 if text is not None:
-                    yield Detour(glob, rule.origin, link, text, resolve(root, link))
+                    yield Detour(glob, rule.where, link, text, resolve(root, link))
                     break
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from old_and_new import index_of, rules, write
 
 from imaging.entry import Entry
@@ -223,3 +226,63 @@ def test_after_a_cut_in_the_middle_of_merging_the_end_and_the_report_are_the_sam
     assert {"etc/fstab", "etc/hosts"} <= set(report.merged) and len(report.dropped) == 2
     assert b"nodev" in (new / "etc/fstab").read_bytes()
     assert putback.put_back(tmp_path / "kept", new, DEFAULTS, image) == report
+
+
+# -- whatever tree, whatever policy ------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["etc/fstab", "etc/hosts", "etc/crontab", "etc/a", "etc/b", "srv/x", "srv/y/z",
+                         "etc/systemd/system/t.target.wants/u.service"])
+CONTENT = st.sampled_from([b"", b"1\n", b"127.0.0.1 a\n", b"tmpfs /tmp tmpfs x 0 0\n", b"tmpfs /tmp tmpfs y 0 0\n",
+                           b"\xff\0", b"* * * * * root job\n"])
+TREE = st.dictionaries(NAMES, CONTENT | st.just(None), max_size=6)
+"""Path -> content, or None for a link."""
+RULES = st.lists(st.tuples(
+    st.sampled_from(['keep = ["/etc/*"]', 'keep = ["/srv/**"]', 'keep = ["/etc/fstab"]\nmerge = "fstab"',
+                     'keep = ["/etc/hosts"]\nmerge = "hosts"', 'keep = ["/etc/crontab"]\nmerge = "crontab"',
+                     'keep = ["/etc/systemd/system/*.wants/*"]\nmerge = "units"', 'keep = ["/etc/a", "/etc/b"]']),
+    st.sampled_from(["host", "image", "beside"]), st.sampled_from(["", "max_bytes = 5", 'type = ["file"]',
+                                                                   'owner = ["0"]', "owned = true"])), max_size=4)
+
+
+def grow(root: Path, tree: dict[str, bytes | None]) -> None:
+    (root / "etc").mkdir(parents=True)
+    for path, content in tree.items():
+        if content is None:
+            link(root, path, "/nowhere")
+        else:
+            write(root, path, content)
+
+
+def at(path: Path) -> bytes | None:
+    """What lies at a path, of a link its text; None for nothing."""
+    if path.is_symlink():
+        return b"link " + os.fsencode(path.readlink())
+    return path.read_bytes() if path.is_file() else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREE, TREE, RULES)
+def test_every_kept_entry_is_back_bit_for_bit_or_reported(
+        old_tree: dict[str, bytes | None], new_tree: dict[str, bytes | None],
+        parts: list[tuple[str, str, str]]) -> None:
+    policy = rules(*(f"{keep_}\n{asked}" + ("" if "merge" in keep_ else f'\nwhen = "{when}"')
+                     for keep_, when, asked in parts))
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = Path(folder) / "old", Path(folder) / "new"
+        grow(old, old_tree)
+        grow(new, new_tree)
+        before = {path: at(new / path) for path in {*old_tree, *new_tree}}
+        report = go(old, new, policy)
+        kept = {os.fsdecode(entry.path) for entry in keep.load(Path(folder) / "kept").index.entries
+                if not entry.is_directory}
+        assert {*report.put_back, *report.merged, *report.image_won} <= kept
+        for path in kept:
+            if path in report.put_back:
+                assert at(new / path) == at(old / path)
+            elif path in report.image_won:
+                assert at(new / path) == before[path]
+            elif path not in report.merged:
+                assert f"{path}.precious" in report.beside or any(f"/{path}:" in row for row in report.dropped)
+                assert at(new / path) == before[path]
+        for path in before.keys() - kept:
+            assert at(new / path) == before[path], "what is not precious is the image's"

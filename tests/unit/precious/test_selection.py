@@ -26,7 +26,7 @@ def test_a_pattern_through_a_link_is_refused_when_it_would_lose_files(tmp_path: 
     (tmp_path / "srv").symlink_to("/data/srv")
     with pytest.raises(RefusedError) as caught:
         select(tmp_path, SRV, lambda _: None)
-    for word in ("test keeps /srv/**", "/srv is a link to /data/srv", "/data/srv/db", "name the real path"):
+    for word in ("test, line 1 keeps /srv/**", "/srv is a link to /data/srv", "/data/srv/db", "name the real path"):
         assert word in caught.value.sentence
 
 
