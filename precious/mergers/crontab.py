@@ -22,6 +22,15 @@ def _folder(line: bytes) -> bytes | None:
     return found.group(1).rstrip(b"/") if found else None
 
 
+def _user(text: bytes) -> bytes | None:
+    """Return as whom a job runs; None for a setting, or what is no job."""
+    if _SETTING.match(text):
+        return None
+    found = text.split(b" ", 6)
+    at = 1 if text.startswith(b"@") else 5
+    return found[at] if len(found) > at + 1 else None
+
+
 def merge(path: bytes, host: bytes, image: bytes, base: bytes | None, world: World) -> tuple[bytes, list[Told]]:
     """Return the image's table, then the host's own lines."""
     told: list[Told] = []
@@ -53,6 +62,9 @@ def merge(path: bytes, host: bytes, image: bytes, base: bytes | None, world: Wor
             result += [comment for comment in comments if plain(comment) not in there]
             result.append(line)
             there |= {text, *(plain(comment) for comment in comments)}
+            user = _user(text)
+            if user is not None and world.users and user not in world.users:
+                told.append(Told(path, Fate.NOTE, line, "is to run as a user whom the new root does not have"))
             if _SETTING.match(line):
                 told.append(Told(path, Fate.NOTE, line, "counts for the host's own jobs, which stand after it, and not "
                                  "for the image's"))

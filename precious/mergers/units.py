@@ -1,4 +1,4 @@
-"""Links below /etc/systemd/system: which units are enabled, masked, or known by another name; systemctl(1). Pure.
+"""Links below /etc/systemd/system and user: units enabled, masked, or known by another name; systemctl(1). Pure.
 
 A link of the host stays when the unit it names is in the new root, under the new root's path for it; else it is listed.
 A mask stays always. Units that the image enables and the host did not stay enabled: whether the host had disabled them
@@ -13,8 +13,8 @@ from precious.mergers.sides import Fate, Link, Merged, Node, Nodes, Told
 from precious.mergers.world import World
 
 _MASK = b"/dev/null"
-_PLACES = (b"etc/systemd/system", b"usr/local/lib/systemd/system", b"usr/lib/systemd/system", b"lib/systemd/system")
-"""Where unit files are, systemd.unit(5), the first that has one counts."""
+_PLACES = (b"etc/systemd/", b"usr/local/lib/systemd/", b"usr/lib/systemd/", b"lib/systemd/")
+"""Where unit files are, below `system` or `user`: systemd.unit(5). The first that has one counts."""
 
 
 def merge(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
@@ -54,5 +54,6 @@ def _unit(path: bytes, text: bytes, world: World) -> bytes | None:
     head, at, tail = names[0].partition(b"@")
     if at:
         names.append(head + b"@." + tail.rpartition(b".")[2])
-    return next((b"/" + place + b"/" + name for name in names if name not in {b"", b".", b".."} for place in _PLACES
-                 if place + b"/" + name != path and world.has(place + b"/" + name)), None)
+    kind = b"user" if path.startswith(b"etc/systemd/user/") else b"system"
+    found = (place + kind + b"/" + name for name in names if name not in {b"", b".", b".."} for place in _PLACES)
+    return next((b"/" + there for there in found if there != path and world.has(there)), None)

@@ -109,6 +109,14 @@ def test_a_job_that_the_host_had_changed_gives_way_as_a_conflict() -> None:
     assert (Fate.CONFLICT, changed.splitlines()[3]) in fates(told)
 
 
+def test_a_job_of_a_user_who_is_gone_is_told() -> None:
+    world = World(users=frozenset({b"root"}))
+    rows = b"MAILTO=x\n@daily gone job\n1 2 3 4 5 www job\n1 2 3 4 5 root job\n@reboot root job\nodd\n"
+    result, told = crontab.merge(b"etc/crontab", rows, b"", None, world)
+    assert result == rows
+    assert [row.line for row in told if "user" in row.why] == [b"@daily gone job", b"1 2 3 4 5 www job"]
+
+
 # -- statoverride ------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +163,15 @@ def test_units_stay_enabled_where_the_image_has_them() -> None:
         WANTS + b"both.service": Link(b"/usr/lib/systemd/system/both.service")}
     assert {(row.path, row.fate) for row in merged.told} == {
         (WANTS + b"gone.service", Fate.DROPPED), (b"etc/systemd/system/default.target", Fate.CONFLICT)}
+
+
+def test_units_of_users_are_looked_for_among_those() -> None:
+    path = b"etc/systemd/user/default.target.wants/a.service"
+    world = World(has=paths({b"usr/lib/systemd/system/a.service"}, {}))
+    assert units.merge({path: Link(b"/gone/a.service")}, {}, {}, world).nodes == {}
+    world = World(has=paths({b"usr/lib/systemd/user/a.service"}, {}))
+    assert units.merge({path: Link(b"/gone/a.service")}, {}, {}, world).nodes == {
+        path: Link(b"/usr/lib/systemd/user/a.service")}
 
 
 # -- alternatives ------------------------------------------------------------------------------------------------
