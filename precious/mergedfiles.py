@@ -105,7 +105,7 @@ def _record(folder: Path) -> tuple[dict[bytes, Node | None], dict[bytes, list[st
 def replace(new_root: Path, nodes: Replaced, archive_folder: Path, owners: Mapping[bytes, Entry]) -> None:
     """Put merged files and links into the new root; each keeps the owner and mode that the image gave it.
 
-    One that the image lacks gets those of `owners`, which are entries of the host as they ought to be here.
+    What the image lacks gets those of `owners`, folders too: entries of the host as they ought to be here.
     """
     image, merged = _record(archive_folder)
     wanted = {**of_image(new_root, archive_folder, image), **nodes}  # what only an earlier merge made is taken back
@@ -123,21 +123,23 @@ def replace(new_root: Path, nodes: Replaced, archive_folder: Path, owners: Mappi
     with Folders(new_root) as folders:
         for path, node in changed.items():
             try:
-                folder = _enter(folders, parent(path))
+                folder = _enter(folders, parent(path), owners)
             except OSError as error:
                 raise CorruptError(f"a folder on the way to /{printable(path)} is something else in the new root; what "
                                    "was merged cannot be put there: correct the release") from error
             _write(folder, path, node, owners.get(path))
 
 
-def _enter(folders: Folders, path: bytes) -> int:
-    """Return a descriptor of a folder, made with its parents where the image lacks it."""
+def _enter(folders: Folders, path: bytes, owners: Mapping[bytes, Entry]) -> int:
+    """Return a descriptor of a folder, made with its parents as the host had them where the image lacks it."""
     try:
         return folders.enter(path)
     except FileNotFoundError:
-        with suppress(FileExistsError):
-            os.mkdir(path.rpartition(b"/")[2], 0o755, dir_fd=_enter(folders, parent(path)))
-        return folders.enter(path)
+        os.mkdir(path.rpartition(b"/")[2], 0o700, dir_fd=_enter(folders, parent(path), owners))
+        found, owner = folders.enter(path), owners.get(path)
+        os.fchown(found, *((owner.uid, owner.gid) if owner else (0, 0)))
+        os.fchmod(found, owner.mode if owner else 0o755)
+        return found
 
 
 def _write(folder: int, path: bytes, node: Node | None, owner: Entry | None) -> None:

@@ -58,7 +58,8 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
         scratch.mkdir(mode=0o700)
         _restore(Index(tuple(returning), kept.index.frames), kept, scratch, progress)
         accounts = {b"etc/" + name.encode(): data for name, data in names.files.items()}
-        mergedfiles.replace(new_root, {**merged.nodes, **accounts}, kept.folder, left)
+        owners = left | {entry.path: names.owned(entry) for entry in entries.values() if entry.is_directory}
+        mergedfiles.replace(new_root, {**merged.nodes, **accounts}, kept.folder, owners)
         _override(merged, new_root, report)
         placed = place(returning, scratch, new_root, judged, types, report)
         check(placed, new_root, progress)

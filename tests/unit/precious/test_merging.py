@@ -133,7 +133,12 @@ def test_a_merged_file_keeps_the_image_s_owner_and_mode_or_gets_the_host_s(old: 
     (new / "etc/hosts").unlink()
     os.chown(old / "etc/hosts", 1000, 0)
     (old / "etc/hosts").chmod(0o604)
+    private = "etc/systemd/system/own.target.wants"
+    os.chown(old / private, 1000, 1000)
+    (old / private).chmod(0o2750)
     go(old, new)
+    made = (new / private).stat()
+    assert (made.st_uid, made.st_mode & 0o7777) == (1000, 0o2750)
     fstab, hosts = (new / "etc/fstab").stat(), (new / "etc/hosts").stat()
     assert (fstab.st_gid, fstab.st_mode & 0o777) == (110, 0o644)
     assert (hosts.st_uid, hosts.st_mode & 0o777) == (1000, 0o604)
