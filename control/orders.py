@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from control import book
+from control import book, policies
 from control.config import Config, MailSection
 from control.database import Database, OrderRow
 from fleet.hosts import Host, Hosts
@@ -24,8 +24,8 @@ from imaging.keys import load_private
 from imaging.release import Release
 from plumbing import clock
 from plumbing.digest import sha256
-from plumbing.errors import ConfigError, RefusedError, UsageError
-from precious import policy
+from plumbing.errors import RefusedError, UsageError
+from precious.policy import Policy
 from recovery import order as orders
 from recovery.order import Order, Target
 
@@ -115,18 +115,6 @@ def machine(host: Host, hosts: Hosts, facts: Mapping[str, object]) -> dict[str, 
     return {"macs": macs, "serial": host.serial}
 
 
-def site_policy(path: Path) -> policy.Policy:
-    """Return the precious policy of a site's orders: the shipped rules, then those of `path`; raises ConfigError."""
-    layers = [policy.shipped()]
-    try:
-        layers.append((str(path), path.read_text("utf-8")))
-    except FileNotFoundError:
-        pass  # a site needs no rules of its own
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); it must be UTF-8 text this user may read") from error
-    return policy.load(layers)
-
-
 def target_path(kind: str, name: str, arch: str | None) -> str:
     """Turn NAME/VERSION[/ARCH] or a whole target path into KIND/NAME/VERSION/ARCH.json; raises UsageError."""
     parts = name.removeprefix(f"{kind}/").removesuffix(".json").split("/")
@@ -150,7 +138,11 @@ class Issuer:
     def check(self) -> None:
         """Raise ConfigError when the key or the precious policy is wrong, before anybody needs them."""
         load_private(self._key_path)
-        site_policy(self._policy_path)
+        policies.check(self._policy_path)
+
+    def policy(self, host: Host) -> Policy:
+        """Return the precious policy that an order for `host` carries now; raises ConfigError."""
+        return policies.for_host(self._policy_path, host, book.facts_of(self._database, host.name))
 
     def check_release(self, release: str, recovery: str | None, members: Sequence[Host]) -> None:
         """Raise what `issue` would when some of `members` cannot take this release or its recovery image."""
@@ -173,7 +165,8 @@ class Issuer:
         expires_s = now + (wish.lifetime_s or limits.lifetime_s)
         terms = Terms(
             control=self._config.server.public_url, content=tuple(self._config.content_urls()), mail=self._config.mail,
-            attempts=limits.attempts, services=limits.services, precious=site_policy(self._policy_path).to_json(),
+            attempts=limits.attempts, services=limits.services,
+            precious=policies.for_host(self._policy_path, host, facts).to_json(),
             issued_s=now, expires_s=expires_s)
         order = build(wish, hosts, facts, release, recovery, terms)
         row = OrderRow(

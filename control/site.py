@@ -68,7 +68,8 @@ control 10
 """
 
 PRECIOUS_EXAMPLE = """\
-# What must survive on this site's hosts, beyond what reroot keeps by itself (`reroot precious check` shows all).
+# What must survive on this site's hosts, beyond what reroot keeps by itself (`reroot precious check` shows all, and
+# docs/precious.md says what a rule can say). precious/class/NAME.toml and precious/host/NAME.toml say more.
 #
 # [[rule]]
 # keep = ["/srv/www/**"]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleet.health import os_release
 from plumbing.errors import DiskError
 from recovery import disks
 from recovery.disks import Partition
@@ -24,6 +25,8 @@ from recovery.phases.begin import machine_serial
 SYS = Path("/sys")
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 """The second is what systemd-resolved asks; the first names only itself then."""
+_OS_KEYS = {"ID", "ID_LIKE", "VERSION_ID"}
+"""What of os-release(5) the control server chooses by: which shipped rules say what is precious."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 
 
@@ -131,6 +134,7 @@ def facts() -> dict[str, object]:
                  and part.disk_serial == root["disk_serial"]), None)
     area = {"partuuid": boot.partuuid, "disk_serial": boot.disk_serial, "fstype": "vfat"} if boot else None
     return {
+        "os_release": {name: value for name, value in os_release().items() if name in _OS_KEYS},
         "arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "firmware": "uefi" if (SYS / "firmware/efi").is_dir() else "bios",
         "memory_bytes": memory,

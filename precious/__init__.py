@@ -3,16 +3,20 @@
 In: the old root, a policy (TOML layers). Out: an archive on /local, the same files in the new root, a report.
 The data meets the modules in this order:
 
-1. `policy`       rules from shipped defaults, site, class and host, merged into one list (pure)
-2. `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
+1. `policy`       rules from shipped defaults, site, class and host, merged into one list; `rules` one of them as it is
+                  written, `conditions` what it asks besides names (pure)
+2. `inquiry`      what conditions ask of the old root, of `packages` too; `circumstances` the answers (pure)
+   `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
 3. `detours`      patterns that would keep nothing because their way leads through a link
 4. `flags`        inode flags, which no archive holds: told
 5. `selection`    what is kept of the old root, from the four above
 6. `returning`    what of it goes to the new root (pure)
 7. `keep`         write the archive with its digests, read it back from the disk
 8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
+   `mergers/`     other files that host and image both have a say in (pure)
 9. `acl`, `names`  whose the kept files are then (pure)
-10. `accountfiles` the merged account files in place of the image's
+10. `merging`     what the mergers that rules name make of both sides (pure); `mergedfiles` puts that in place of the
+                  image's, `overrides` gives files the owners and modes that a merged statoverride says
 11. `place`       each kept entry into the new root, conflicts decided by policy, and read back
 12. `putback`     8 to 11 in their order, every entry reported
 13. `archives`    those of earlier upgrades, of which the newest few stay

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from precious import subids
 
 UID_MIN, UID_MAX = 1000, 59999
 """The ids that Debian's adduser gives to people (login.defs)."""
+
+_BEYOND = range(70_000, 2**31)
+"""Where ids are looked for when none of the usual ones is free; past 65535, which some read as -1."""
 
 FILES = ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
 _WIDTH = {"passwd": 7, "group": 4, "shadow": 9, "gshadow": 4}
@@ -72,11 +76,16 @@ def _is_person(number: int) -> bool:
     return UID_MIN <= number <= UID_MAX
 
 
-def _free_id(wanted: int, taken: set[int]) -> int:
+def _free_id(wanted: int, taken: set[int], table: Table) -> int:
+    """Return `wanted`, or an id that neither `taken` has nor another account of the host's own `table`.
+
+    Else one that moves would take the id of the next, and all would move.
+    """
     if wanted not in taken:
         return wanted
+    theirs = {int(row[2]) for row in table.values()}
     span = range(UID_MIN, UID_MAX + 1) if _is_person(wanted) else range(999, 99, -1)
-    return next(number for number in span if number not in taken)
+    return next(number for number in chain(span, _BEYOND) if number not in taken and number not in theirs)
 
 
 def merge(old: Files, new: Files, owners: Iterable[str] = (), groups: Iterable[str] = ()) -> Merged:
@@ -115,7 +124,7 @@ def _carry_groups(host: _Side, image: _Side, wanted: set[str], notes: list[str])
         if name in image["group"]:
             moved[number] = int(image["group"][name][2])
         elif _is_person(number) or name in wanted or number in primaries:
-            fresh = _free_id(number, taken)
+            fresh = _free_id(number, taken, host["group"])
             if fresh != number:
                 notes.append(f"group {name} had id {number}, which the image gives to another; it is {fresh} now")
             taken.add(fresh)
@@ -132,7 +141,7 @@ def _carry_users(host: _Side, image: _Side, wanted: set[str], moved: Mapping[int
         number = int(user[2])
         if name in image["passwd"] or not (_is_person(number) or name in wanted):
             continue
-        fresh = _free_id(number, taken)
+        fresh = _free_id(number, taken, host["passwd"])
         if fresh != number:
             notes.append(f"user {name} had id {number}, which the image gives to another; it is {fresh} now, and "
                          "files on other filesystems still carry the old one")

@@ -27,7 +27,7 @@ _ELSEWHERE = b"local"
 
 @dataclass(frozen=True)
 class Detour:
-    """A pattern of the layer `origin`, the link on its way and where that leads: a path in the root, or None."""
+    """A pattern of the rule at `origin`, the link on its way and where that leads: a path in the root, or None."""
 
     glob: str
     origin: str
@@ -70,7 +70,7 @@ def find(root: Path, policy: Policy) -> Iterator[Detour]:
                 link = b"/".join(names[:count])
                 text = _link_text(root, link)
                 if text is not None:
-                    yield Detour(glob, rule.origin, link, text, resolve(root, link))
+                    yield Detour(glob, rule.where, link, text, resolve(root, link))
                     break
 
 
@@ -123,10 +123,11 @@ def _on_this_filesystem(root: Path, real: bytes, points: frozenset[bytes]) -> bo
 
 
 def _lost(root: Path, policy: Policy, link: bytes, real: bytes) -> bytes | None:
-    """Return the first file below `real` that a rule keeps by its path through `link` and none by its real path."""
+    """Return the first file below `real` that rules may keep by its path through `link`, and not surely by its own."""
     below = b"" if real == ROOT else real
     for path, _ in walk(os.fsencode(root), below):
         beyond = path[len(below):].lstrip(b"/")
-        if policy.rule_for(b"/".join(filter(None, [link, beyond]))) is not None and policy.rule_for(path) is None:
+        if policy.rule_for(b"/".join(filter(None, [link, beyond]))) is not None and (
+                policy.rule_for(path, unknown=False) is None):
             return path
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ from imaging.footprint import Footprint, footprint
 from imaging.index import Index, decode
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError
+from precious.circumstances import Circumstances, Judged
 from precious.policy import Policy
 from precious.returning import without
 from precious.selection import select
@@ -33,12 +34,16 @@ MARGIN_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Kept:
-    """An archive: where it lies, what is in it, which of it nobody listed, and what was left out and why."""
+    """An archive: where it lies, what is in it, which of it nobody listed, and what was left out and why.
+
+    `known` is what the rules' conditions asked when it was kept.
+    """
 
     folder: Path
     index: Index
     unlisted: frozenset[bytes]
     notes: tuple[str, ...]
+    known: Circumstances = field(default_factory=Circumstances)
 
     @property
     def archive(self) -> Path:
@@ -88,6 +93,8 @@ def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None
         raise DiskError(f"the precious files cannot be written to {into} ({error.strerror})") from error
     summary = {"version": 1, "index": [layer.index_offset, len(payload), blake3(payload).hexdigest()],
                "unlisted": sorted(os.fsdecode(path) for path in selection.unlisted), "notes": notes}
+    if selection.known != Circumstances():
+        summary["known"] = selection.known.to_json()
     durable.write_file(into / SUMMARY, json.dumps(summary).encode(), 0o600)
     return load(into)
 
@@ -112,11 +119,12 @@ def load(folder: Path) -> Kept:
             offset, length, digest = summary["index"]
             payload = os.pread(stream.fileno(), int(length), int(offset))
         notes, extra = tuple(map(str, summary["notes"])), frozenset(map(os.fsencode, summary["unlisted"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = Circumstances.from_json(summary.get("known", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{folder} holds no finished archive of precious files ({error})") from error
     if blake3(payload).hexdigest() != digest:
         raise CorruptError(f"{folder / ARCHIVE} does not hold the index that was written; do not wipe anything")
-    return Kept(folder, decode(payload), extra, notes)
+    return Kept(folder, decode(payload), extra, notes, known)
 
 
 def frames(kept: Kept, numbers: Iterable[int], progress: Progress | None = None) -> Iterator[tuple[int, bytes]]:
@@ -181,8 +189,9 @@ def read_files(kept: Kept, paths: frozenset[bytes], progress: Progress | None = 
 
 def refuse_stops(kept: Kept, policy: Policy, image: frozenset[bytes]) -> None:
     """Raise RefusedError when a rule says `stop` and the new image has that path too; to be asked before the wipe."""
+    judged = Judged(policy, kept.index.entries, kept.known)
     for entry in kept.index.entries:
-        rule = None if entry.is_directory else policy.rule_for(entry.path)
+        rule = None if entry.is_directory else judged.rule_for(entry.path)
         if rule is not None and rule.when == "stop" and entry.path in image:
-            raise RefusedError(f"/{printable(entry.path)} is in the new image too, and {rule.origin} says "
+            raise RefusedError(f"/{printable(entry.path)} is in the new image too, and {rule.where} says "
                                "to stop then; change the rule or the image")

@@ -30,7 +30,7 @@ class Names:
         """
         if "passwd" not in old or "group" not in old:
             return cls({}, (), {}, {})
-        users, groups = _ids(old["passwd"]), _ids(old["group"])
+        users, groups = ids(old["passwd"]), ids(old["group"])
         uids, gids = set[int](), set[int]()
         for entry in kept:
             uids.add(entry.uid)
@@ -56,7 +56,7 @@ class Names:
                        xattrs=xattrs)
 
 
-def _ids(table: bytes) -> dict[int, str]:
+def ids(table: bytes) -> dict[int, str]:
     """Return id -> name of a passwd or group file; the first name of an id counts."""
     found: dict[int, str] = {}
     for line in table.decode("utf-8", "surrogateescape").splitlines():
@@ -67,5 +67,5 @@ def _ids(table: bytes) -> dict[int, str]:
 
 
 def _moves(old: Mapping[int, str], new: bytes) -> dict[int, int]:
-    numbers = {name: number for number, name in _ids(new).items()}
+    numbers = {name: number for number, name in ids(new).items()}
     return {number: numbers[name] for number, name in old.items() if numbers.get(name, number) != number}

@@ -20,8 +20,9 @@ from imaging.folders import Folders
 from imaging.index import MAX_NAME
 from imaging.inodes import finish
 from plumbing.errors import CorruptError
-from precious.policy import Policy, When
+from precious.circumstances import Judged
 from precious.returning import without
+from precious.rules import When
 
 SUFFIX = b".precious"
 """Ends the name of a file that was put beside the image's own; a number may follow it."""
@@ -33,12 +34,19 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 @dataclass
 class PutBackReport:
-    """What became of every kept entry; paths as a person reads them."""
+    """What became of every kept entry; paths as a person reads them.
+
+    `put_back` is as the host had it, `merged` of host and image, `beside` under another name, `image_won` left to the
+    image, `unlisted` in the archive only. `conflict` and `dropped` are sentences of mergers: what gave way to what, and
+    what of the host is not in the result; `notes` are sentences too.
+    """
 
     put_back: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
     image_won: list[str] = field(default_factory=list)
+    conflict: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -47,14 +55,14 @@ class PutBackReport:
         return dict(vars(self))
 
 
-def place(entries: list[Entry], scratch: Path, new_root: Path, policy: Policy, image: Mapping[bytes, EntryType],
+def place(entries: list[Entry], scratch: Path, new_root: Path, judged: Judged, image: Mapping[bytes, EntryType],
           report: PutBackReport) -> list[Entry]:
     """Move each of `entries`, in tree order, from `scratch` to where it belongs; `image` is what the release has.
 
     Returns what was placed as it ought to be in the new root now: under the paths it got, folders with the attributes
     that could be set.
     """
-    placing = _Placing(policy, image, report, {*image, *(entry.path for entry in entries)})
+    placing = _Placing(judged, image, report, {*image, *(entry.path for entry in entries)})
     with Folders(new_root) as targets, Folders(scratch) as sources:
         for entry in entries:
             if entry.path == ROOT:
@@ -80,7 +88,7 @@ def place(entries: list[Entry], scratch: Path, new_root: Path, policy: Policy, i
 class _Placing:
     """What was placed so far: folders that are the host's now, and of files old path -> new path."""
 
-    policy: Policy
+    judged: Judged
     image: Mapping[bytes, EntryType]
     report: PutBackReport
     taken: set[bytes]
@@ -97,12 +105,12 @@ class _Placing:
             self.report.notes.append(f"/{printable(entry.path)} is a folder on the host and something else in the "
                                      "image")
             return
-        if entry.path not in self.image or self.policy.rule_for(entry.path) is not None:
+        if entry.path not in self.image or self.judged.rule_for(entry.path) is not None:
             self.folders.append(entry)
 
     def file(self, source: int, target: int, entry: Entry) -> None:
         """Move anything but a folder."""
-        rule = self.policy.rule_for(entry.path)
+        rule = self.judged.rule_for(entry.path)
         # what no rule keeps is a link that a pattern leads through; the image's own way goes before it
         when = rule.when if rule is not None else When.IMAGE
         there, path = self.image.get(entry.path), entry.path

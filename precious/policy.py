@@ -1,55 +1,22 @@
-"""Which files are precious and what happens to each (pure: TOML text and paths in, rules and verdicts out).
+"""Which files are precious and what happens to each (pure: TOML text, paths and facts in, rules and verdicts out).
 
-A policy is a list of rules read from layers (shipped defaults, site, class, host). A later layer's rule
-beats an earlier one's for the paths that both name; within a layer the last rule that matches wins.
+A policy is a list of rules read from layers (what reroot ships for the host's distribution, site, class, host). A later
+layer's rule beats an earlier one's for the paths that both keep; within a layer the last rule that matches wins. A rule
+whose conditions do not hold for a path is passed over, as if it did not name it.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property, lru_cache
 from importlib import resources
 
-from plumbing.errors import ConfigError
-from plumbing.spelling import hint
-
-
-class When(StrEnum):
-    """What to do when the new image has something at a kept path."""
-
-    HOST = "host"
-    IMAGE = "image"
-    BESIDE = "beside"
-    MERGE = "merge"
-    STOP = "stop"
-
-
-MERGED_PATHS = frozenset(
-    b"etc/" + name for name in (b"passwd", b"shadow", b"group", b"gshadow", b"subuid", b"subgid"))
-"""The only paths that `when = "merge"` may name: the account files."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Globs that are kept, globs that are not, and the conflict verdict; `origin` is the layer it came from."""
-
-    keep: tuple[str, ...]
-    exclude: tuple[str, ...]
-    when: When
-    origin: str
-
-
-@dataclass(frozen=True)
-class Unlisted:
-    """Where files that nobody listed are looked for, and up to how many bytes of them are archived."""
-
-    look: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    max_bytes: int = 1 << 30
+from precious import conditions
+from precious.conditions import Facts
+from precious.rules import RULE_KEYS, Reader, Rule, Unlisted
 
 
 @lru_cache(maxsize=4096)
@@ -96,13 +63,50 @@ class Policy:
     def _look(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
         return _matcher(self.unlisted.look), _matcher(self.unlisted.skip)
 
-    def rule_for(self, path: bytes) -> Rule | None:
-        """Return the rule that keeps `path` (relative to the root, bytes), or None when it is not precious."""
+    def rule_for(self, path: bytes, facts: Facts | None = None, *, unknown: bool = True) -> Rule | None:
+        """Return the rule that keeps `path` (relative to the root, bytes), or None when it is not precious.
+
+        `facts` are what is known of what lies there; conditions that they do not answer count as `unknown`.
+        """
         text = path.decode("utf-8", "surrogateescape")
         for keep, exclude, rule in self._compiled:
-            if keep.fullmatch(text):
+            if keep.fullmatch(text) and rule.conditions.hold(facts, unknown):
                 return None if exclude.fullmatch(text) else rule
         return None
+
+    @cached_property
+    def asks_users(self) -> bool:
+        """Whether a rule names owners, so that ids alone do not answer it."""
+        return any(conditions.id_range(word) is None for rule in self.rules for word in rule.conditions.owner)
+
+    @cached_property
+    def asks_facts(self) -> bool:
+        """Whether any rule has conditions at all."""
+        return any(rule.conditions for rule in self.rules)
+
+    def asks(self, path: bytes) -> tuple[bool, bool]:
+        """Return whether a rule for `path` depends on its package, and on whether its content was changed."""
+        text = path.decode("utf-8", "surrogateescape")
+        rows = [rule.conditions for keep, _, rule in self._asking if keep.fullmatch(text)]
+        return any(row.owned is not None for row in rows), any(row.modified is not None for row in rows)
+
+    @cached_property
+    def _asking(self) -> tuple[tuple[re.Pattern[str], re.Pattern[str], Rule], ...]:
+        return tuple(row for row in self._compiled
+                     if row[2].conditions.owned is not None or row[2].conditions.modified is not None)
+
+    def idle(self, paths: Iterable[bytes]) -> Iterator[tuple[Rule, str]]:
+        """Yield every keep and exclude glob that matches none of `paths`, with its rule, in the policy's order."""
+        left = {(number, glob): _matcher([glob]) for number, rule in enumerate(self.rules)
+                for glob in (*rule.keep, *rule.exclude)}
+        for path in paths:
+            text = path.decode("utf-8", "surrogateescape")
+            for row in [row for row, pattern in left.items() if pattern.fullmatch(text)]:
+                del left[row]
+            if not left:
+                return
+        for number, glob in left:
+            yield self.rules[number], glob
 
     @cached_property
     def _ways(self) -> tuple[tuple[str, ...], ...]:
@@ -122,8 +126,7 @@ class Policy:
     def to_json(self) -> dict[str, object]:
         """Return what an order carries."""
         return {
-            "rules": [{"keep": list(rule.keep), "exclude": list(rule.exclude), "when": rule.when.value,
-                       "origin": rule.origin} for rule in self.rules],
+            "rules": [rule.to_json() for rule in self.rules],
             "unlisted": {"look": list(self.unlisted.look), "skip": list(self.unlisted.skip),
                          "max_bytes": self.unlisted.max_bytes},
         }
@@ -131,90 +134,59 @@ class Policy:
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Policy:
         """Read what `to_json` wrote; raises ConfigError on anything else."""
-        layer = _Layer("the order's precious policy")
+        reader = Reader("the order's precious policy")
         rules = []
-        for number, raw in enumerate(layer.tables(value.get("rules"), "rules"), 1):
-            where = f"rule {number}"
-            layer.known(raw, {"keep", "exclude", "when", "origin"}, where)
-            rules.append(layer.rule(raw, where, str(raw.get("origin", ""))))
-        return cls(tuple(rules), layer.unlisted(layer.table(value.get("unlisted", {}), "unlisted")))
-
-
-class _Layer:
-    """One named source of rules; every complaint about it starts with that name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def fail(self, what: str) -> ConfigError:
-        return ConfigError(f"{self.name}: {what}")
-
-    def known(self, raw: Mapping[str, object], allowed: set[str], where: str) -> None:
-        for key in raw:
-            if key not in allowed:
-                raise self.fail(f"{where} has an unknown key {key!r}; {hint(key, sorted(allowed))}")
-
-    def table(self, raw: object, where: str) -> Mapping[str, object]:
-        if not isinstance(raw, Mapping):
-            raise self.fail(f"{where} must be a table")
-        return raw
-
-    def tables(self, raw: object, where: str) -> list[Mapping[str, object]]:
-        if not isinstance(raw, list):
-            raise self.fail(f"{where} must be a list of tables")
-        return [self.table(item, f"{where} {number}") for number, item in enumerate(raw, 1)]
-
-    def globs(self, raw: object, where: str) -> tuple[str, ...]:
-        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-            raise self.fail(f"{where} must be a list of paths or globs")
-        for glob in raw:
-            if not glob.startswith("/") or "\0" in glob or ".." in glob.split("/"):
-                raise self.fail(f"{where}: {glob!r} must be an absolute path without '..'")
-        return tuple(raw)
-
-    def rule(self, raw: Mapping[str, object], where: str, origin: str) -> Rule:
-        word = raw.get("when", When.HOST.value)
-        if not isinstance(word, str) or word not in list(When):
-            raise self.fail(f"{where} has when = {word!r}; {hint(str(word), [str(when) for when in When])}")
-        keep = self.globs(raw.get("keep"), f"{where}, keep")
-        if word == When.MERGE:
-            for glob in keep:
-                if glob.lstrip("/").encode("utf-8", "surrogateescape") not in MERGED_PATHS:
-                    raise self.fail(f"{where}: nothing knows how to merge {glob}; use host, image or beside")
-        return Rule(keep, self.globs(raw.get("exclude", []), f"{where}, exclude"), When(word), origin)
-
-    def unlisted(self, raw: Mapping[str, object]) -> Unlisted:
-        self.known(raw, {"look", "skip", "max_bytes"}, "[unlisted]")
-        limit = raw.get("max_bytes", Unlisted.max_bytes)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise self.fail(f"[unlisted] max_bytes = {limit!r} must be a number of bytes, 0 or more")
-        return Unlisted(self.globs(raw.get("look", []), "[unlisted] look"),
-                        self.globs(raw.get("skip", []), "[unlisted] skip"), limit)
+        for number, raw in enumerate(reader.tables(value.get("rules"), "rules", ()), 1):
+            where, line = f"rule {number}", raw.get("line", 0)
+            reader.known(raw, (*RULE_KEYS, "origin", "line"), where, ())
+            if isinstance(line, bool) or not isinstance(line, int) or line < 0:
+                raise reader.fail((), f"{where} has line = {line!r}, which is no number of a line")
+            rules.append(reader.rule(raw, where, (), str(raw.get("origin", "")), line))
+        return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())))
 
 
 def load(layers: Sequence[tuple[str, str]]) -> Policy:
     """Merge TOML layers, each (name for messages, text), earliest first.
 
-    [unlisted] of a later layer replaces the earlier one's. Raises ConfigError naming layer, rule and key.
+    [unlisted] of a later layer replaces the earlier one's. Raises ConfigError naming layer, line, rule and key.
     """
     rules: list[Rule] = []
     unlisted = Unlisted()
     for name, text in layers:
-        layer = _Layer(name)
+        reader = Reader(name, text)
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise layer.fail(f"not valid TOML: {error}") from error
-        layer.known(raw, {"rule", "unlisted"}, "the file")
-        for number, item in enumerate(layer.tables(raw.get("rule", []), "rule"), 1):
-            layer.known(item, {"keep", "exclude", "when"}, f"rule {number}")
-            rules.append(layer.rule(item, f"rule {number}", name))
+            raise Reader(name).fail((), f"not valid TOML: {error}") from error
+        reader.known(raw, ("rule", "unlisted"), "the file", ())
+        for number, item in enumerate(reader.tables(raw.get("rule", []), "rule", ("rule",))):
+            place, where = ("rule", number), f"rule {number + 1}"
+            reader.known(item, RULE_KEYS, where, place)
+            rules.append(reader.rule(item, where, place, name, reader.line(place)))
         if "unlisted" in raw:
-            unlisted = layer.unlisted(layer.table(raw["unlisted"], "[unlisted]"))
+            unlisted = reader.unlisted(reader.table(raw["unlisted"], "[unlisted]", ("unlisted",)))
     return Policy(tuple(rules), unlisted)
 
 
+FAMILIES = ("debian", "redhat", "suse")
+"""The distribution families that reroot ships rules for."""
+
+_FAMILY_OF = {
+    "debian": "debian", "ubuntu": "debian",
+    "rhel": "redhat", "fedora": "redhat", "centos": "redhat", "rocky": "redhat", "almalinux": "redhat", "ol": "redhat",
+    "amzn": "redhat",
+    "suse": "suse", "opensuse": "suse", "sles": "suse", "sled": "suse", "sle-micro": "suse", "opensuse-leap": "suse",
+    "opensuse-tumbleweed": "suse",
+}
+
+
+def family(os_release: Mapping[str, object]) -> str | None:
+    """Return the family of a host by ID and ID_LIKE of its os-release(5); None when reroot ships no rules for it."""
+    words = [str(os_release.get("ID", "")), *str(os_release.get("ID_LIKE", "")).split()]
+    return next((_FAMILY_OF[word.lower()] for word in words if word.lower() in _FAMILY_OF), None)
+
+
 def shipped(family: str = "debian") -> tuple[str, str]:
-    """Return the shipped default layer for a distribution family as (name, TOML text)."""
+    """Return the shipped default layer for one of FAMILIES as (name, TOML text)."""
     name = f"{family}.toml"
     return f"default {name}", resources.files("precious").joinpath("defaults", name).read_text("utf-8")

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from imaging.entry import Entry, EntryType, Progress, printable
 from imaging.index import Index
 from plumbing.errors import DiskError
-from precious import accountfiles, keep
+from precious import keep, mergedfiles, merging, overrides
+from precious.accounts import FILES
+from precious.circumstances import Judged
 from precious.keep import Kept
+from precious.mergers import alternatives, statoverride
+from precious.mergers.registry import ACCOUNTS
+from precious.mergers.sides import Fate, Link, Node
+from precious.merging import Outcome
 from precious.names import Names
 from precious.place import PutBackReport, check, missing, place
-from precious.policy import MERGED_PATHS, Policy, When
+from precious.policy import Policy
 from precious.returning import reachable, without
 
 SCRATCH = ".reroot-precious"
@@ -35,18 +42,26 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
     """
     kept, report = keep.verify(kept_dir, progress), PutBackReport()
     report.notes += kept.notes
-    names = _names(kept, new_root, policy, report, progress)
-    left = {entry.path: names.owned(entry) for entry in kept.index.entries
-            if entry.path in kept.unlisted or names.is_merged(entry)}
-    listed = without((names.owned(entry) for entry in kept.index.entries if entry.path not in left), left)
-    returning = list(reachable(listed, policy))
+    judged, types = Judged(policy, kept.index.entries, kept.known), _types(image)
+    names = _names(kept, new_root, judged, report, progress)
+    entries = {entry.path: entry for entry in kept.index.entries}
+    mergers = merging.chosen((entry for entry in entries.values() if entry.path not in kept.unlisted), judged, types)
+    left = {entry.path: names.owned(entry) for entry in entries.values()
+            if entry.path in kept.unlisted or entry.path in mergers or names.is_merged(entry)}
+    listed = without((names.owned(entry) for entry in entries.values() if entry.path not in left), left)
+    returning = list(reachable(listed, judged))
+    merged = _merged(kept, new_root, mergers, names, image, returning, progress)
+    _tell(merged, report)
     scratch = new_root / SCRATCH
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
         _restore(Index(tuple(returning), kept.index.frames), kept, scratch, progress)
-        accountfiles.replace(new_root, names.files, kept_dir)
-        placed = place(returning, scratch, new_root, policy, _types(image), report)
+        accounts = {b"etc/" + name.encode(): data for name, data in names.files.items()}
+        owners = left | {entry.path: names.owned(entry) for entry in entries.values() if entry.is_directory}
+        mergedfiles.replace(new_root, {**merged.nodes, **accounts}, kept.folder, owners)
+        _override(merged, new_root, report)
+        placed = place(returning, scratch, new_root, judged, types, report)
         check(placed, new_root, progress)
     except OSError as error:
         raise DiskError(f"the precious files cannot be put back ({error.strerror}: {error.filename!r}); they are "
@@ -57,15 +72,52 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
     return report
 
 
+def _merged(kept: Kept, new_root: Path, mergers: Mapping[bytes, str], names: Names, image: Index,
+            returning: list[Entry], progress: Progress | None) -> Outcome:
+    if not mergers:
+        return Outcome({}, (), {}, {})
+    where = merging.contents(kept.index.entries, mergers.keys())
+    found = keep.read_files(kept, frozenset(where.values()), progress)
+    host: dict[bytes, Node] = {path: found[first] for path, first in where.items() if first in found}
+    host |= {entry.path: Link(entry.link) for entry in kept.index.entries
+             if entry.path in mergers and entry.type is EntryType.SYMLINK}
+    tables = [b"etc/passwd", b"etc/group"]
+    # what a merger may replace besides the host's own paths is what explains them: links of alternatives
+    asked = {*mergers, *tables, *(entry.path for entry in image.entries if entry.path.startswith(alternatives.LINKS))}
+    theirs = mergedfiles.of_image(new_root, kept.folder, sorted(asked))
+    accounts = {path: data for path in tables
+                if isinstance(data := names.files.get(path[4:].decode(), theirs.get(path, b"")), bytes)}
+    users, groups = (accounts.setdefault(path, b"") for path in tables)
+    new = merging.world(users, groups, image.entries, returning)
+    return merging.merge(host, theirs, mergers, kept.known.shipped, new, accounts)
+
+
+def _override(merged: Outcome, new_root: Path, report: PutBackReport) -> None:
+    ours, result = merged.host.get(statoverride.PATH), merged.nodes.get(statoverride.PATH)
+    if isinstance(ours, bytes) and isinstance(result, bytes):
+        report.notes += overrides.apply(new_root, ours, result, merged.accounts)
+
+
+def _tell(merged: Outcome, report: PutBackReport) -> None:
+    for path, fate in merged.fates():
+        vars(report)[fate].append(printable(path))
+    report.conflict += merged.of(Fate.CONFLICT)
+    report.dropped += merged.of(Fate.DROPPED)
+    report.notes += merged.of(Fate.NOTE)
+
+
 def _types(image: Index) -> dict[bytes, EntryType]:
     return {entry.path: entry.type for entry in image.entries}
 
 
-def _names(kept: Kept, new_root: Path, policy: Policy, report: PutBackReport, progress: Progress | None) -> Names:
-    merged = frozenset(path for path in MERGED_PATHS if (rule := policy.rule_for(path)) and rule.when is When.MERGE)
+def _names(kept: Kept, new_root: Path, judged: Judged, report: PutBackReport, progress: Progress | None) -> Names:
+    merged = frozenset(path for path in (b"etc/" + name.encode() for name in FILES)
+                       if (rule := judged.rule_for(path)) and rule.merge == ACCOUNTS)
     found = keep.read_files(kept, merged, progress)
     old = {os.fsdecode(path.removeprefix(b"etc/")): data for path, data in found.items()}
-    names = Names.merge(old, accountfiles.of_image(new_root, kept.folder), reachable(kept.index.entries, policy))
+    image = {path[4:].decode(): node for path, node in mergedfiles.of_image(
+        new_root, kept.folder, (b"etc/" + name.encode() for name in FILES)).items() if isinstance(node, bytes)}
+    names = Names.merge(old, image, reachable(kept.index.entries, judged))
     report.notes += names.notes
     report.merged += sorted(f"etc/{name}" for name in names.files)
     return names

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from imaging.entry import ROOT, Entry, EntryType, parent
-from precious.policy import Policy
+from precious.circumstances import Judged
 
 
 def without(entries: Iterable[Entry], left: Mapping[bytes, Entry]) -> Iterator[Entry]:
@@ -22,14 +22,14 @@ def without(entries: Iterable[Entry], left: Mapping[bytes, Entry]) -> Iterator[E
             yield replace(left[entry.link], path=entry.path)
 
 
-def reachable(entries: Iterable[Entry], policy: Policy) -> Iterator[Entry]:
+def reachable(entries: Iterable[Entry], judged: Judged) -> Iterator[Entry]:
     """Leave out folders that no rule keeps and that lead to nothing here: they are the image's business."""
     rows = list(entries)
     needed = {ROOT}
     for entry in rows:
-        if not entry.is_directory or policy.rule_for(entry.path) is not None:
+        if not entry.is_directory or judged.rule_for(entry.path) is not None:
             way = entry.path
             while (way := parent(way)) not in needed:
                 needed.add(way)
     return (entry for entry in rows if not entry.is_directory or entry.path in needed or
-            policy.rule_for(entry.path) is not None)
+            judged.rule_for(entry.path) is not None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imaging.entry import ROOT, Entry, EntryType, Progress, parent, printable
 from imaging.scan import TreeReader, scan
+from plumbing import clock
 from precious import detours, flags, unlisted
+from precious.circumstances import Circumstances
+from precious.inquiry import Inquiry
 from precious.policy import Policy
 
 _TELL_EVERY = 1024
@@ -17,10 +20,11 @@ _TELL_EVERY = 1024
 
 @dataclass(frozen=True)
 class Selection:
-    """Entries to keep in tree order, with the folders that lead to them, and which of them nobody listed."""
+    """Entries to keep in tree order with the folders that lead to them, the unlisted ones, and what rules asked."""
 
     entries: tuple[Entry, ...]
     unlisted: frozenset[bytes]
+    known: Circumstances = field(default_factory=Circumstances)
 
 
 def select(root: Path, policy: Policy, note: Callable[[str], None], progress: Progress | None = None) -> Selection:
@@ -30,22 +34,24 @@ def select(root: Path, policy: Policy, note: Callable[[str], None], progress: Pr
     nothing because its way leads through a link (see `detours`).
     """
     links = detours.check(root, policy, note)
-    wanted = frozenset(_unlisted(root, policy, note)) - links
+    inquiry = Inquiry(root, policy, clock.wall())
+    wanted = frozenset(_unlisted(root, policy, inquiry, note)) - links
     ways = {way for path in wanted for way in _folders(path)}
     found = list(_told(progress, scan(root, one_file_system=True, note=note,
                                       descend=lambda folder: folder in ways or policy.may_hold(folder))))
-    chosen = {entry.path for entry in found
-              if entry.path in wanted or entry.path in links or policy.rule_for(entry.path) is not None}
+    firsts = {entry.path: entry for entry in found} if policy.asks_facts else {}
+    chosen = {entry.path for entry in found if entry.path in wanted or entry.path in links or
+              inquiry.rule_for(entry, firsts.get(entry.link)) is not None}
     needed = chosen | {way for path in chosen for way in _folders(path)} | {ROOT}
     entries = tuple(_whole(root, (entry for entry in found if entry.path in needed), chosen))
     for sentence in flags.notes(root, _told(progress, (entry for entry in entries if entry.path in chosen))):
         note(sentence)
-    return Selection(entries, wanted)
+    return Selection(entries, wanted, inquiry.known)
 
 
-def _unlisted(root: Path, policy: Policy, note: Callable[[str], None]) -> Iterator[bytes]:
+def _unlisted(root: Path, policy: Policy, inquiry: Inquiry, note: Callable[[str], None]) -> Iterator[bytes]:
     left = policy.unlisted.max_bytes
-    for path, size in unlisted.find(root, policy):
+    for path, size in unlisted.find(root, policy, inquiry):
         if size > left:
             note(f"/{printable(path)} is not listed and there is no room left for unlisted files; not kept")
             continue

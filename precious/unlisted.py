@@ -6,45 +6,14 @@ never put back unasked, so that an upgrade cannot lose what somebody forgot to l
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from precious import packages
+from precious.inquiry import Inquiry
 from precious.policy import Policy
-
-
-def _owned(root: Path) -> set[bytes]:
-    """Return every path that dpkg's file lists name, without the leading slash."""
-    owned: set[bytes] = set()
-    for listing in (root / "var/lib/dpkg/info").glob("*.list"):
-        owned.update(line.lstrip(b"/") for line in listing.read_bytes().splitlines())
-    return owned
-
-
-def _conffiles(root: Path) -> dict[bytes, bytes]:
-    """Return configuration file -> MD5 (hexadecimal) as the package shipped it, from dpkg's status."""
-    status = root / "var/lib/dpkg/status"
-    sums: dict[bytes, bytes] = {}
-    if not status.is_file():
-        return sums
-    listed = False
-    for line in status.read_bytes().splitlines():
-        if line.startswith(b"Conffiles:"):
-            listed = True
-        elif listed and line.startswith(b" /"):
-            path, _, rest = line[2:].partition(b" ")
-            sums[path] = rest.split(b" ")[0]
-        else:
-            listed = False
-    return sums
-
-
-def _as_shipped(path: Path, md5: bytes) -> bool:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
-    return digest.hexdigest().encode() == md5
 
 
 def walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
@@ -79,18 +48,23 @@ def _starts(policy: Policy) -> list[bytes]:
                                                  for other in tops))
 
 
-def find(root: Path, policy: Policy) -> list[tuple[bytes, int]]:
-    """Return (path, size in bytes) of every unlisted file below `root`, sorted by path."""
-    owned, shipped = _owned(root), _conffiles(root)
+def find(root: Path, policy: Policy, inquiry: Inquiry | None = None) -> list[tuple[bytes, int]]:
+    """Return (path, size in bytes) of every unlisted file below `root`, sorted by path.
+
+    `inquiry` answers the conditions of rules; without one none of them holds, so that more counts as unlisted.
+    """
+    known = inquiry.packages if inquiry is not None else packages.read(root)
     found: dict[bytes, int] = {}
     for top in _starts(policy):
         for path, info in walk(os.fsencode(root), top):
-            if policy.rule_for(path) is not None or not policy.looks_at(path):
+            if not policy.looks_at(path):
                 continue
-            if path in shipped:
-                if stat.S_ISREG(info.st_mode) and _as_shipped(root / os.fsdecode(path), shipped[path]):
+            if (policy.rule_for(path, unknown=False) if inquiry is None else inquiry.rule_at(path, info)) is not None:
+                continue
+            if path in known.conffiles:
+                if stat.S_ISREG(info.st_mode) and known.as_shipped(path):
                     continue
-            elif path in owned:
+            elif path in known.owned:
                 continue
             found[path] = info.st_size  # an empty file or a link means something too: cron.deny, sites-enabled
     return sorted(found.items())

@@ -102,6 +102,16 @@ async def show_host(host: str, request: Request) -> Response:
         "facts": row.facts if row else {}, "orders": [order_json(order) for order in orders]})
 
 
+@router.get("/hosts/{host}/precious")
+async def precious(host: str, request: Request) -> Response:
+    """Return the precious policy that an order for the host would carry now, each rule with its file and line."""
+    parts = parts_of(request)
+    policy = await asyncio.to_thread(parts.issuer.policy, parts.hosts.get(host))
+    unlisted = policy.unlisted
+    origin = f"{unlisted.origin}, line {unlisted.line}" if unlisted.line else unlisted.origin
+    return JSONResponse({"policy": policy.to_json(), "unlisted_origin": origin})
+
+
 @router.get("/hosts/{host}/events")
 async def events(
     host: str, request: Request, after: Annotated[int, Query(ge=0)] = 0,

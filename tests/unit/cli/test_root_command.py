@@ -142,7 +142,28 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert f"{site}/precious.toml:\n  rule 1 (beside): /srv/www/**\n" in shown
+    assert "(merge fstab): /etc/fstab\n" in shown and "(merge accounts): /etc/passwd" in shown
+    assert '(merge units): ' in shown and 'type = ["link"]' in shown
     assert shown.index("/etc/machine-id") < shown.index("/srv/www")
+    (tmp_path / "root/srv/www/x").mkdir(parents=True)
+    for name in ("class/web", "host/alpha"):
+        (site / "precious" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / f"precious/{name}.toml").write_text("")
+    assert run([*words, "--root", str(tmp_path / "root")]) == 0
+    shown = capsys.readouterr().out
+    assert f"line 11: /etc/machine-id matches nothing in {tmp_path}/root" in shown and "/www/** matches" not in shown
+    assert "precious/class/web.toml: no host has the class 'web'" in shown and "no host has the host 'alpha'" in shown
+    (site / "precious/class/web.toml").write_text("[[rule]]\nkeep = ['/srv/www/x', '/srv/www/y']")
+    (tmp_path / "root/etc").mkdir()
+    (tmp_path / "root/etc/os-release").write_text('ID="rocky"\nID_LIKE="rhel fedora"\n')
+    assert run([*words, "--root", str(tmp_path / "root")]) == 0
+    shown = capsys.readouterr().out
+    assert "default redhat.toml, line" in shown and "default debian.toml" not in shown
+    assert f"class/web.toml, line 1: /srv/www/y matches nothing in {tmp_path}/root" in shown
+    assert "/srv/www/x matches" not in shown
+    (site / "precious/host/alpha.toml").write_text("[[rule]]\nkeep = 1")
+    assert run(words) == 3 and "host/alpha.toml, line 2: rule 1, keep" in capsys.readouterr().err
+    (site / "precious/host/alpha.toml").unlink()
     assert run([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rules"][-1]["origin"] == f"{site}/precious.toml"
     for wrong, needles in ((b'[[rule]]\nkep = ["/a"]\n', ("rule 1", "'kep'", "'keep'")), (b"\xff", ("UTF-8",))):

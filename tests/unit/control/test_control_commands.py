@@ -57,6 +57,29 @@ def test_host_commands(machine: Make, server: Server, capsys: pytest.CaptureFixt
     assert run(["host", "add", "nobody", *site]) == 4
 
 
+def test_precious_show_says_where_each_rule_comes_from(
+    machine: Make, server: Server, capsys: pytest.CaptureFixture[str],
+) -> None:
+    host, site = machine().join(), ["--site", str(server.site.root)]
+    own = server.site.root / f"precious/host/{host.name}.toml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text('# hers\n\n[[rule]]\nkeep = ["/data/**"]\nowner = ["ada"]\n')
+    assert run(["precious", "show", host.name, *site]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f'{own}, line 3: (host): /data/**  owner = ["ada"]' in shown
+    assert any(line.startswith("default debian.toml, line ") and line.endswith("(merge fstab): /etc/fstab")
+               for line in shown)
+    assert shown[-1].startswith("default debian.toml, line ") and "files that no rule names" in shown[-1]
+    assert run(["precious", "show", host.name, "--json", *site]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"]["rules"][-1]["line"] == 3
+    own.write_text('[[rule]]\nkeep = ["/data/**"]\nowmer = ["ada"]\n')
+    assert run(["precious", "show", host.name, *site]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{own}, line 3" in said and "did you mean 'owner'?" in said
+    own.unlink()
+    assert run(["precious", "show", "nobody", *site]) == 4
+
+
 def test_what_is_taken_or_misspelt_is_said(machine: Make, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     host, site = machine(), ["--site", str(server.site.root)]
     assert run(["host", "add", host.name, "--mac", host.mac, *site]) == 0

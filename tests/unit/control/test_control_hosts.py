@@ -102,6 +102,29 @@ def test_order_reaches_the_host_that_waits(machine: Make, server: Server) -> Non
     assert told.precious["rules"]
 
 
+def test_a_host_s_policy_has_the_layers_of_its_distribution_its_classes_and_its_own(
+        machine: Make, server: Server) -> None:
+    host = machine()
+    assert host.enrol(token=host.add(**{"class": ["web"]})).status == 201
+    folder = server.site.root / "precious"
+    for name in ("class/web", "class/db", f"host/{host.name}"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.toml").write_text(f'# its own\n[[rule]]\nkeep = ["/srv/{name}"]\n')
+
+    def shown() -> list[tuple[str, int]]:
+        answer = server.admin("GET", f"/hosts/{host.name}/precious").json()
+        return [(row["origin"], row["line"]) for row in answer["policy"]["rules"]]  # type: ignore[index]
+
+    assert shown()[0][0] == "default debian.toml"
+    assert shown()[-2:] == [(f"{folder}/class/web.toml", 2), (f"{folder}/host/{host.name}.toml", 2)]
+    host.report("inventory", "inventory", {"arch": "amd64", "os_release": {"ID": "rocky", "ID_LIKE": "rhel centos"}})
+    assert shown()[0][0] == "default redhat.toml"
+    (folder / "host" / f"{host.name}.toml").write_text("[[rule]]\nkeep = []\nwehn = 1\n")
+    answer = server.admin("GET", f"/hosts/{host.name}/precious")
+    assert answer.status != 200 and b"line 3" in answer.body and b"did you mean" in answer.body
+    (folder / "host" / f"{host.name}.toml").unlink()
+
+
 def test_order_from_begin_to_completed(machine: Make, server: Server) -> None:
     host = machine().join()
     order = host.issued(level="l2")

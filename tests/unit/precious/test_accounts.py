@@ -81,3 +81,46 @@ def test_no_person_is_lost_no_new_collision_appears_and_merging_twice_changes_no
     assert not set(carried) & {fields[2] for fields in image.values()}
     assert merge(old, merged.files).files == merged.files
     assert set(merged.files) == set(FILES)
+
+
+# -- Debian 12 to 13 -----------------------------------------------------------------------------------------------
+
+STATIC = ("root:0", "daemon:1", "bin:2", "sys:3", "sync:4", "games:5", "man:6", "lp:7", "mail:8", "news:9", "uucp:10",
+          "proxy:13", "www-data:33", "backup:34", "list:38", "irc:39", "_apt:42", "nobody:65534")
+"""Accounts that base-passwd gives the same ids in both."""
+
+
+def system(*dynamic: str) -> dict[str, bytes]:
+    """The account files of a Debian system; an account is NAME:ID, its group has the same id."""
+    rows = [row.split(":") for row in (*STATIC, *dynamic)]
+    return {"passwd": "".join(f"{n}:x:{i}:{i}::/nonexistent:/usr/sbin/nologin\n" for n, i in rows).encode(),
+            "group": "".join(f"{n}:x:{i}:\n" for n, i in [*rows, ["shadow", "42424"], ["sudo", "27"]]).encode(),
+            "shadow": "".join(f"{n}:{'*' if int(i) < 100 else '!'}:19700:0:99999:7:::\n" for n, i in rows).encode(),
+            "gshadow": "".join(f"{n}:*::\n" for n, i in rows).encode()}
+
+
+def test_a_debian_12_host_on_a_debian_13_image() -> None:
+    """12 gives its services ids from 100 on as they come, 13 from 999 downwards; those of a host are in the way."""
+    old = system("systemd-network:998", "messagebus:100", "sshd:101", "postgres:102", "prometheus:103", "ada:1000",
+                 "bob:1001")
+    old["group"] = old["group"].replace(b"sudo:x:27:", b"sudo:x:27:ada")
+    new = system("systemd-network:998", "systemd-timesync:997", "messagebus:996", "sshd:995", "polkitd:102",
+                 "debian:1000")
+    merged = merge(old, new, owners=["postgres"])
+    passwd, group = table(merged.files["passwd"]), table(merged.files["group"])
+    image = table(new["passwd"])
+    assert {name: passwd[name] for name in image} == image
+    assert {"ada", "bob", "postgres"} == passwd.keys() - image.keys(), "nothing kept is prometheus's"
+    assert passwd["bob"][2:4] == ["1001", "1001"] and group["sudo"][3] == "ada"
+    assert passwd["ada"][2] not in {"1000", "1001"} and passwd["ada"][3] == group["ada"][2]
+    assert passwd["postgres"][2] not in {"102", *(row[2] for row in image.values())}
+    assert len({row[2] for row in passwd.values()}) == len(passwd), "no id twice"
+    assert sorted(note.split()[1] for note in merged.notes) == ["ada", "ada", "postgres"]
+    assert merge(old, merged.files, owners=["postgres"]).files == merged.files
+
+
+def test_there_is_an_id_for_each_of_many() -> None:
+    old = system(*(f"s{number}:{number}" for number in range(100, 1000)))
+    new = system(*(f"t{number}:{number}" for number in range(100, 1000)))
+    passwd = table(merge(old, new, owners=[f"s{number}" for number in range(100, 1000)]).files["passwd"])
+    assert len({row[2] for row in passwd.values()}) == len(passwd) == len(STATIC) + 1800

@@ -15,7 +15,7 @@ from old_and_new import disk, index_of, rules, write
 from imaging import inodes, verify
 from imaging.entry import Entry, Progress
 from plumbing.errors import CorruptError, DiskError
-from precious import accountfiles, keep, place, putback
+from precious import keep, mergedfiles, place, putback
 from precious.place import PutBackReport, free_name
 from precious.policy import Policy, load
 from precious.putback import put_back
@@ -104,7 +104,7 @@ def test_what_only_the_host_has_is_no_conflict_the_second_time(tmp_path: Path, w
     assert report.put_back == ["etc/mine"] and not report.beside and not report.image_won
 
 
-@pytest.mark.parametrize("cut", [(putback, "place"), (putback, "check"), (place, "_own"), (accountfiles, "_write")])
+@pytest.mark.parametrize("cut", [(putback, "place"), (putback, "check"), (place, "_own"), (mergedfiles, "_write")])
 def test_after_a_cut_the_end_and_the_report_are_those_of_one_go(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[object, str]) -> None:
     """Each cut comes once before and once after what it is put into."""
@@ -154,7 +154,7 @@ def test_a_record_of_another_release_s_accounts_is_not_used(tmp_path: Path) -> N
         write(root, "etc/passwd", f"root:x:0:0::/:/bin/sh\n{root.name}:x:999:999::/:/bin/sh\n".encode())
         write(root, "etc/group", b"root:x:0:\n")
     go(tmp_path, policy)
-    assert "image" in json.loads((tmp_path / "kept/accounts.json").read_bytes())
+    assert "image" in json.loads((tmp_path / "kept/merged.json").read_bytes())
     put_back(tmp_path / "kept", tmp_path / "newer", policy, index_of(tmp_path / "newer"))
     passwd = (tmp_path / "newer/etc/passwd").read_bytes()
     assert b"newer:x:999" in passwd and b"ada:x:1000" in passwd and b"new:x" not in passwd

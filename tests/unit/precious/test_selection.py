@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_a_pattern_through_a_link_is_refused_when_it_would_lose_files(tmp_path: 
     (tmp_path / "srv").symlink_to("/data/srv")
     with pytest.raises(RefusedError) as caught:
         select(tmp_path, SRV, lambda _: None)
-    for word in ("test keeps /srv/**", "/srv is a link to /data/srv", "/data/srv/db", "name the real path"):
+    for word in ("test, line 1 keeps /srv/**", "/srv is a link to /data/srv", "/data/srv/db", "name the real path"):
         assert word in caught.value.sentence
 
 
@@ -142,3 +143,67 @@ def test_a_walk_gives_signs_of_life(tmp_path: Path) -> None:
     told: list[str] = []
     select(tmp_path, SRV, lambda _: None, lambda what, done, total: told.append(what))
     assert "look" in told
+
+
+# -- conditions --------------------------------------------------------------------------------------------------
+
+
+def dpkg(root: Path, files: dict[str, bytes]) -> None:
+    """Make `root` one where dpkg has installed these files, as they are here."""
+    write(root, "var/lib/dpkg/info/pkg.list", b"".join(b"/%s\n" % path.encode() for path in files))
+    write(root, "var/lib/dpkg/info/pkg.md5sums",
+          b"".join(b"%s  %s\n" % (hashlib.md5(data).hexdigest().encode(), path.encode())
+                   for path, data in files.items()))
+    for path, data in files.items():
+        write(root, path, data)
+
+
+def test_conditions_choose_by_what_the_root_says_and_are_judged_the_same_when_put_back(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    dpkg(old, {"usr/lib/app/a.conf": b"a", "usr/lib/app/b.conf": b"b"})
+    write(old, "usr/lib/app/b.conf", b"changed")
+    write(old, "usr/lib/app/c.conf", b"added")
+    write(old, "etc/passwd", b"root:x:0:0::/:/bin/sh\nada:x:1000:1000::/:/bin/sh\n")
+    for name, uid in (("hers", 1000), ("root's", 0)):
+        os.chown(write(old, f"data/{name}", b"x" * 50), uid, uid)
+    os.link(old / "data/hers", old / "data/hers-too")
+    write(old, "data/small", b"x")
+    os.chown(old / "data/small", 1000, 1000)
+    write(new, "data/hers", b"image")
+    write(new, "data/root's", b"image")
+    policy = rules('keep = ["/usr/lib/app/*"]\nmodified = true', 'keep = ["/data/*"]\nwhen = "beside"',
+                   'keep = ["/data/*"]\nowner = ["ada"]\nmin_bytes = 50')
+    selection = select(old, policy, lambda _: None)
+    assert {entry.path for entry in selection.entries if not entry.is_directory} == {
+        b"usr/lib/app/b.conf", b"usr/lib/app/c.conf", b"data/hers", b"data/hers-too", b"data/root's", b"data/small"}
+    keep.collect(old, policy, tmp_path / "kept")
+    report = put_back(tmp_path / "kept", new, policy, index_of(new))
+    assert (new / "data/hers").read_bytes() == b"x" * 50 and (new / "data/root's").read_bytes() == b"image"
+    assert report.beside == ["data/root's.precious"]
+    assert (new / "usr/lib/app/b.conf").read_bytes() == b"changed"
+
+
+def test_a_file_that_a_rule_s_condition_passes_over_is_still_looked_for_as_unlisted(tmp_path: Path) -> None:
+    write(tmp_path, "etc/big", b"x" * 100)
+    write(tmp_path, "etc/little", b"x")
+    policy = load([("test", '[[rule]]\nkeep = ["/etc/*"]\nmax_bytes = 10\n[unlisted]\nlook = ["/etc/**"]')])
+    selection = select(tmp_path, policy, lambda _: None)
+    assert selection.unlisted == {b"etc/big"}
+    assert {entry.path for entry in selection.entries if entry.is_file} == {b"etc/big", b"etc/little"}
+
+
+def test_a_condition_is_no_promise_for_what_lies_behind_a_link(tmp_path: Path) -> None:
+    write(tmp_path, "data/srv/db", b"precious")
+    (tmp_path / "srv").symlink_to("/data/srv")
+    with pytest.raises(RefusedError, match="would not be kept"):
+        select(tmp_path, rules('keep = ["/srv/**"]', 'keep = ["/data/**"]\nmax_bytes = 1'), lambda _: None)
+
+
+def test_a_fifo_or_a_link_in_a_package_file_s_place_is_changed_and_holds_nobody_up(tmp_path: Path) -> None:
+    dpkg(tmp_path, {"opt/a": b"a", "opt/b": b"b", "opt/c": b"c"})
+    for name in ("a", "b"):
+        (tmp_path / "opt" / name).unlink()
+    os.mkfifo(tmp_path / "opt/a")
+    (tmp_path / "opt/b").symlink_to("c")
+    selection = select(tmp_path, rules('keep = ["/opt/*"]\nmodified = true'), lambda _: None)
+    assert {entry.path for entry in selection.entries if not entry.is_directory} == {b"opt/a", b"opt/b"}
