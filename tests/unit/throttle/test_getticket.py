@@ -25,7 +25,7 @@ def host(tmp_path: Path, server: TicketServer) -> identity.Identity:
 
 
 def script(local: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    code = "import sys; sys.argv[0] = '/usr/bin/getticket'; from cli.ticket import getticket; getticket()"
+    code = "import sys; sys.argv[0] = '/usr/bin/getticket'; from cli.getticket import getticket; getticket()"
     return subprocess.run([sys.executable, "-c", code, *words, "--local", str(local)], capture_output=True, text=True,
                           env={"PYTHONPATH": ":".join(sys.path)})
 
@@ -74,6 +74,14 @@ def test_status_names_who_holds_what() -> None:
         "service": "dump", "lifetime_s": 14400, "providers": [{"name": "milton", "slots": 8, "live": 1}],
         "leases": [{"ticket": "milton_080", "holder": "alpha", "fence": 80, "expires_in_s": 90.5}]}]) == [
         "dump: 1 of 8 tickets taken, lifetime 4h", "  milton: 1 of 8", "    milton_080 held by alpha, 1m30.5s left"]
+    assert ticket_command.lines([{
+        "service": "xv", "lifetime_s": 60, "providers": [{"name": "xv", "slots": 1, "live": 1}],
+        "leases": [{"ticket": "xv_081", "holder": "alpha", "fence": 81, "expires_in_s": 9, "address": "10.1.0.11",
+                    "since": "2026-11-21T12:00:00Z"}],
+        "waiting": [{"holder": "beta", "since": 0, "address": "10.1.0.12"}, {"holder": "gamma"}]}]) == [
+        "xv: 1 of 1 tickets taken, lifetime 1m, 2 waiting", "  xv: 1 of 1",
+        "    xv_081 held by alpha (10.1.0.11) since 2026-11-21T12:00:00Z, 9s left",
+        "    1. waiting: beta (10.1.0.12) since 1970-01-01T00:00:00Z", "    2. waiting: gamma"]
     assert ticket_command.lines([]) == ["no services; write some into the site's tickettab"]
 
 
