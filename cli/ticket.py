@@ -63,6 +63,23 @@ def status(site: SiteOption = SITE, control: ControlOption = "", as_json: JsonOp
         print(line)
 
 
+@app.command()
+def fleetlock(
+    host: Annotated[str, typer.Argument(help="A host of hosts.toml.")], site: SiteOption = SITE,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the base URL for HOST's FleetLock client (Zincati: updates.fleet_lock.base_url). It is a secret."""
+    from control import auth, config
+    from control.site import Site
+    from fleet.hosts import HostsFile
+
+    opened = Site.open(site)
+    named = HostsFile(opened.hosts).current().get(host).name
+    base = config.load(opened.config).server.public_url
+    url = f"{base}/fleetlock/{named}/{auth.fleetlock_token(opened.admin_token(), named)}/"
+    print(json.dumps({"host": named, "base_url": url}) if as_json else url)
+
+
 def lines(services: object) -> list[str]:
     """Write the "tickets" of docs/protocols/tickets.md for a person."""
     found: list[str] = []
