@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from cli.admin import SITE, Admin, ControlOption, SiteOption
-from plumbing import clock
 from plumbing.errors import ConfigError
 from plumbing.http import Client
 from recovery import identity
@@ -87,24 +86,25 @@ def lines(services: object) -> list[str]:
         match service:
             case {"service": name, "lifetime_s": life_s, "providers": list(providers), "leases": list(leases)}:
                 live, slots = (sum(int(p.get(key, 0)) for p in providers) for key in ("live", "slots"))
-                waiting = service.get("waiting")
-                waiting = waiting if isinstance(waiting, list) else []
+                waiting = int(service.get("waiting") or 0)
                 found.append(f"{name}: {live} of {slots} tickets taken, lifetime {duration.show(float(life_s))}"
-                             + (f", {len(waiting)} waiting" if waiting else ""))
+                             + (f", {waiting} waiting" if waiting else ""))
                 found += [f"  {p.get('name')}: {p.get('live')} of {p.get('slots')}" for p in providers]
                 found += [f"    {lease.get('ticket')} held by {lease.get('holder')}{_whence(lease)}, "
                           f"{duration.show(float(lease.get('expires_in_s', 0)))} left" for lease in leases]
-                found += [f"    {place}. waiting: {one.get('holder')}{_whence(one)}"
-                          for place, one in enumerate(waiting, 1) if isinstance(one, dict)]
+                found += [f"    {lease.get('ticket')} quarantined: {lease.get('holder')}{_whence(lease)} fell silent"
+                          for lease in service.get("quarantined") or ()]
+                line = service.get("line") or ()
+                found += [f"    {place}. {one.get('host')} waits for {duration.show(float(one.get('waits_s', 0)))}"
+                          for place, one in enumerate(line, 1)]
+                found += [f"    … and {waiting - len(line)} more"] * (waiting > len(line) > 0)
     return found or ["no services; write some into the site's tickettab"]
 
 
 def _whence(entry: Mapping[str, object]) -> str:
     """Say from where and since when, as far as the server tells."""
     address, since = entry.get("address"), entry.get("since")
-    if isinstance(since, int | float) and not isinstance(since, bool):
-        since = clock.iso(since)
-    return (f" ({address})" if address else "") + (f" since {since}" if since is not None else "")
+    return (f" ({address})" if address else "") + (f" since {since}" if since else "")
 
 
 def acquire(client: Client, service: str, wait: str) -> tickets.Ticket:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-BESIDE = {TESTS / "unit/fleet": TESTS / "unit/control"}
+BESIDE = {TESTS / "unit/fleet": TESTS / "unit/control", TESTS / "unit/leases": TESTS / "unit/control"}
 """Folders whose conftest.py puts another on the path."""
 
 

@@ -78,10 +78,12 @@ def test_status_names_who_holds_what() -> None:
         "service": "xv", "lifetime_s": 60, "providers": [{"name": "xv", "slots": 1, "live": 1}],
         "leases": [{"ticket": "xv_081", "holder": "alpha", "fence": 81, "expires_in_s": 9, "address": "10.1.0.11",
                     "since": "2026-11-21T12:00:00Z"}],
-        "waiting": [{"holder": "beta", "since": 0, "address": "10.1.0.12"}, {"holder": "gamma"}]}]) == [
-        "xv: 1 of 1 tickets taken, lifetime 1m, 2 waiting", "  xv: 1 of 1",
+        "quarantined": [{"ticket": "xv_070", "holder": "delta", "since": None, "address": ""}],
+        "waiting": 3, "line": [{"host": "beta", "waits_s": 61.5}, {"host": "gamma", "waits_s": 1}]}]) == [
+        "xv: 1 of 1 tickets taken, lifetime 1m, 3 waiting", "  xv: 1 of 1",
         "    xv_081 held by alpha (10.1.0.11) since 2026-11-21T12:00:00Z, 9s left",
-        "    1. waiting: beta (10.1.0.12) since 1970-01-01T00:00:00Z", "    2. waiting: gamma"]
+        "    xv_070 quarantined: delta fell silent", "    1. beta waits for 1m1.5s", "    2. gamma waits for 1s",
+        "    … and 1 more"]
     assert ticket_command.lines([]) == ["no services; write some into the site's tickettab"]
 
 
