@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from bench import imaging
+from bench import imaging, throttle
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
@@ -37,6 +37,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    text = page(imaging.measure())
+    text = page(imaging.measure()) + "\n" + throttle.section(throttle.measure())
     PAGE.write_text(text)
     print(text)
