@@ -6,15 +6,16 @@ Faults 26 to 29 of the design: never more live tickets than slots, and no acknow
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import campaign
 import pytest
-from conftest import Tell
 from history import Op, judge
 
 from lab.postgresql import Postgresql
 
+Tell = Callable[[str], None]
 SLOTS = sum(campaign.SLOTS.values())
 QUICK_S, LONG_S = 4.0, 60.0
 RUNS = (("sqlite", "crash lost", 1), ("sqlite", "jump stop", 1), ("postgresql", "crash lost", 2),
