@@ -8,7 +8,8 @@ I/O: one process group, signal handlers, the controlling terminal. For thin wrap
         status = place.wait(lambda: reason or None, look_s=1.0)
 
 The command gets a process group of its own, so that all of it can be stopped and not only its first process. With a
-terminal it becomes the terminal's foreground, as a shell does it: ^C reaches the command alone, ^Z stops both.
+terminal it becomes the terminal's foreground, as a shell does it: ^C reaches the command alone, ^Z stops both. In a
+pipeline the terminal stays with the pipeline, whose other end may want it too, until the command itself asks for it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from plumbing.run import not_started
 STOP_S = 10.0
 """How long a command that must stop may take after SIGTERM before it is killed, in seconds."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-             signal.SIGWINCH)
+             signal.SIGWINCH, signal.SIGTSTP)
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,20 +74,27 @@ class Foreground:
 
     def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Start the command; it forks, so call it before any other thread runs. Raises CommandError."""
-        us, terminal = os.getpid(), _our_terminal()
+        us = os.getpid()
+        terminal = _our_terminal() if os.isatty(0) and os.isatty(1) else None
 
         def prepare() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _die_with(us)
             if terminal is not None:  # here, for the command may read at once
                 with suppress(OSError):
                     _hand_over(terminal, os.getpid())
 
         self._terminal = terminal
+        # The command may run before Popen returns: a signal that comes in between waits until there is whom to send it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
             self._child = subprocess.Popen(argv, env=dict(env), process_group=0, preexec_fn=prepare)  # noqa: PLW1509
         except OSError as error:
-            self._take_terminal()
+            if terminal is not None:
+                _hand_over(terminal, os.getpgrp())
             raise not_started(argv, error) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, must_stop: MustStop, look_s: float) -> int:
         """Wait for the command's end and return its exit status, 128 + n when signal n ended it.
@@ -124,15 +132,32 @@ class Foreground:
         if pid == 0:
             return None
         if os.WIFSTOPPED(status):
-            if self._terminal is not None:  # as a shell's job the wrapper stops with its command, and both go on by fg
-                self._take_terminal()
-                os.kill(os.getpid(), signal.SIGSTOP)
-                with suppress(OSError):
-                    _hand_over(self._terminal, child.pid)
-                _signal(child, signal.SIGCONT)
+            self._stopped(child, os.WSTOPSIG(status))
             return None
         child.returncode = os.waitstatus_to_exitcode(status)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def _stopped(self, child: subprocess.Popen[bytes], number: int) -> None:
+        """Do as a shell's job does: stop with the command, go on with it; a command that wants the terminal gets it."""
+        if number in {signal.SIGTTIN, signal.SIGTTOU} and self._give_terminal(child):
+            _signal(child, signal.SIGCONT)
+        elif number != signal.SIGSTOP or self._terminal is not None:
+            self._take_terminal()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._give_terminal(child)
+            _signal(child, signal.SIGCONT)
+
+    def _give_terminal(self, child: subprocess.Popen[bytes]) -> bool:
+        """Make the command the foreground if we are it; after `bg` nobody here is."""
+        terminal = _our_terminal()
+        if terminal is None:
+            return False
+        if self._terminal is not None:
+            os.close(self._terminal)
+        self._terminal = terminal
+        with suppress(OSError):
+            _hand_over(terminal, child.pid)
+        return True
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
         if self._child is not None:
@@ -140,11 +165,15 @@ class Foreground:
                 _signal(self._child, number)
         elif number in _ENDING:
             raise SystemExit(128 + number)
+        elif number == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _take_terminal(self) -> None:
-        if self._terminal is not None:
+        """Take back what was given, but from nobody else."""
+        if self._terminal is not None and self._child is not None:
             with suppress(OSError):
-                _hand_over(self._terminal, os.getpgrp())
+                if os.tcgetpgrp(self._terminal) == self._child.pid:
+                    _hand_over(self._terminal, os.getpgrp())
 
 
 def _our_terminal() -> int | None:
@@ -153,8 +182,9 @@ def _our_terminal() -> int | None:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
-    if os.tcgetpgrp(terminal) == os.getpgrp():
-        return terminal
+    with suppress(OSError):
+        if os.tcgetpgrp(terminal) == os.getpgrp():
+            return terminal
     os.close(terminal)
     return None
 

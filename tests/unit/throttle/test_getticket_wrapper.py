@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -206,13 +207,72 @@ def test_ctrl_z_stops_both_and_fg_goes_on(tmp_path: Path, server: TicketServer) 
     os.close(terminal)
 
 
-def read_until(terminal: int, needle: bytes) -> None:
+def in_a_shell(folder: Path, script: str) -> tuple[int, int]:
+    """Begin an interactive shell's way of running `script`, in which `G COMMAND` is the wrapper; pid and terminal."""
+    words = [sys.executable, "-c", CODE.format(stop_s=10), "dump", "--local", str(folder), "--"]
+    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["PYTHONPATH"] = ":".join(sys.path)
+        os.execv("/bin/sh", ["sh", "-m", "-c", script.replace("G ", quoted + " ")])
+    return pid, terminal
+
+
+def test_in_a_pipeline_the_command_may_read_and_ctrl_c_reaches_it(tmp_path: Path, server: TicketServer) -> None:
+    _, terminal = in_a_shell(tmp_path, "G sh -c \"trap 'echo caught; exit 5' INT; echo up; read a; echo got \\$a; "
+                                       "read b\" | cat; echo end")
+    read_until(terminal, b"up\r\n")
+    os.write(terminal, b"it\n")
+    read_until(terminal, b"got it")
+    os.write(terminal, b"\x03")
+    read_until(terminal, b"caught")
+    read_until(terminal, b"end")
+    assert server.seen == [GET, RETURN]
+    os.close(terminal)
+
+
+def test_ctrl_z_of_a_pipeline_stops_the_command_too(tmp_path: Path, server: TicketServer) -> None:
+    _, terminal = in_a_shell(tmp_path, "G sh -c 'echo up $$; exec sleep 1000' | cat; read word; fg; "
+                                       "echo end")
+    pid = int(read_until(terminal, b"\r\n").split()[1])
+    os.write(terminal, b"\x1a")
+    assert until(lambda: state(pid) == "T")
+    os.write(terminal, b"go on\n")
+    assert until(lambda: state(pid) != "T")
+    os.write(terminal, b"\x03")
+    read_until(terminal, b"end")
+    assert until(lambda: gone(pid))
+    assert server.seen == [GET, RETURN]
+    os.close(terminal)
+
+
+def test_bg_does_not_take_the_terminal_away_from_the_shell(tmp_path: Path, server: TicketServer) -> None:
+    (tmp_path / "pause.py").write_text("import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\n"
+                                       "print('up', flush=True)\nsignal.pause()\n")
+    _, terminal = in_a_shell(tmp_path, f"G {sys.executable} {tmp_path}/pause.py; bg; read word; echo shell read $word; "
+                                       "kill -USR1 %1; wait %1; echo end:$?")
+    read_until(terminal, b"up\r\n")
+    os.write(terminal, b"\x1a")
+    os.write(terminal, b"this\n")
+    read_until(terminal, b"shell read this")
+    read_until(terminal, b"end:3")
+    assert server.seen == [GET, RETURN]
+    os.close(terminal)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def read_until(terminal: int, needle: bytes) -> bytes:
     seen = b""
     while needle not in seen:
+        assert select.select([terminal], [], [], 60)[0], f"nothing more came after {seen!r}"
         try:
             seen += os.read(terminal, 4096)
         except OSError as error:
             raise AssertionError(f"the terminal closed after {seen!r}") from error
+    return seen
 
 
 def test_in_a_real_shell_the_provider_is_what_the_paper_says(tmp_path: Path, server: TicketServer) -> None:
