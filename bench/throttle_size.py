@@ -24,7 +24,7 @@ from control.database import Database, url_for
 from plumbing.errors import BusyError
 
 AT_ONCE = 256
-PAIRS = 2000
+PAIRS = 20_000
 WAIT_S = 600.0
 PATIENCE_S = 240.0
 """How long one size may take to be reached, in seconds, before it counts as out of reach."""
