@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,14 +34,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+def postgresql() -> Iterator[Postgresql]:
     """A real PostgreSQL with fsync on; every test makes a database of its own in it."""
     from servers import free_port
 
-    folder = tmp_path_factory.mktemp("postgresql")
-    for above in (folder, *folder.parents[:2]):  # pytest's are root's alone, and the server runs as nobody
-        above.chmod(above.stat().st_mode | 0o011)
-    server = Postgresql(folder / "cluster", free_port())
-    server.start()
-    yield server
-    server.stop()
+    # Not below pytest's folders: they are root's alone, and the server runs as nobody.
+    with tempfile.TemporaryDirectory(prefix="reroot-postgresql-") as folder:
+        Path(folder).chmod(0o711)
+        server = Postgresql(Path(folder) / "cluster", free_port())
+        server.start()
+        yield server
+        server.stop()
