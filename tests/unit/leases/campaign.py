@@ -75,7 +75,7 @@ class Daemon:
             self.server.process.kill()
             self.server.process.wait()
             self.server = None
-            wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))  # they hold its ports
+            wait_until(lambda: not any(map(_alive, children)))  # they hold its ports
 
     def jump(self, seconds: int) -> None:
         """Set its wall clock."""
@@ -235,6 +235,13 @@ def _enrolled(server: Server, name: str) -> str:
     assert machine.enrol(token=str(token)).status == 201
     return machine.key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw,
                                      serialization.NoEncryption()).hex()
+
+
+def _alive(pid: int) -> bool:
+    try:  # an orphan that nobody reaps is a zombie
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
