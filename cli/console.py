@@ -51,7 +51,8 @@ def finish(script: typer.Typer) -> NoReturn:
     name = Path(sys.argv[0]).name
     code = 0
     try:
-        get_command(script)(prog_name=name, standalone_mode=False)
+        left = get_command(script)(prog_name=name, standalone_mode=False)
+        code = left if isinstance(left, int) else 0  # of a typer.Exit
         print(end="", flush=True)  # what cannot be written is noticed here, or by nobody
     except RerootError as error:
         print(plain(f"{name}: {error.sentence}"), file=sys.stderr)

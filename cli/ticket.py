@@ -1,20 +1,17 @@
-"""`reroot ticket …` on a host, and the script `getticket` as in the paper. I/O: the host's identity, HTTP, stdout.
-
-    ticket=$(getticket hpux_patches) && { update -s "${ticket%_*}"; getticket -r "$ticket"; }
-"""
+"""`reroot ticket …`: get, return, renew on a host, status on the server. I/O: the host's identity, HTTP, stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import console
 from cli.admin import SITE, Admin, ControlOption, SiteOption
-from plumbing.errors import ConfigError, UsageError
+from plumbing.errors import ConfigError
 from plumbing.http import Client
 from recovery import identity
 from rollout import duration
@@ -35,21 +32,22 @@ def get(
     service: ServiceArgument, wait: WaitOption = "1h", local: LocalOption = LOCAL, as_json: JsonOption = False,
 ) -> None:
     """Get a ticket and print it; its provider is ${ticket%_*}. Renew it or give it back before its lifetime ends."""
-    held = tickets.acquire(_client(local), service, wait_s=duration.parse(wait),
-                           on_wait=lambda pause_s, why: print(f"{why} (next try in {pause_s:.0f} s)", file=sys.stderr))
+    held = acquire(client_of(local), service, wait)
     print(json.dumps(_shown(held)) if as_json else held.ticket)
 
 
 @app.command(name="return")
-def give_back(ticket: TicketArgument, local: LocalOption = LOCAL) -> None:
-    """Give a ticket back; one that has ended already is fine."""
-    tickets.give_back(_client(local), ticket)
+def give_back(ticket: TicketArgument, local: LocalOption = LOCAL, as_json: JsonOption = False) -> None:
+    """Give a ticket back; one that has ended already is fine. Exit code 6 when another host holds it."""
+    tickets.give_back(client_of(local), ticket)
+    if as_json:
+        print(json.dumps({"ticket": ticket, "returned": True}))
 
 
 @app.command()
 def renew(ticket: TicketArgument, local: LocalOption = LOCAL, as_json: JsonOption = False) -> None:
     """Begin a ticket's lifetime anew; exit code 6 when it is not held any more."""
-    held = tickets.renew(_client(local), ticket)
+    held = tickets.renew(client_of(local), ticket)
     print(json.dumps(_shown(held)) if as_json else f"{held.ticket} for another {duration.show(held.lifetime_s)}")
 
 
@@ -64,6 +62,23 @@ def status(site: SiteOption = SITE, control: ControlOption = "", as_json: JsonOp
         print(line)
 
 
+@app.command()
+def fleetlock(
+    host: Annotated[str, typer.Argument(help="A host of hosts.toml.")], site: SiteOption = SITE,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the base URL for HOST's FleetLock client (Zincati: updates.fleet_lock.base_url). It is a secret."""
+    from control import auth, config
+    from control.site import Site
+    from fleet.hosts import HostsFile
+
+    opened = Site.open(site)
+    named = HostsFile(opened.hosts).current().get(host).name
+    base = config.load(opened.config).server.public_url
+    url = f"{base}/fleetlock/{named}/{auth.fleetlock_token(opened.admin_token(), named)}/"
+    print(json.dumps({"host": named, "base_url": url}) if as_json else url)
+
+
 def lines(services: object) -> list[str]:
     """Write the "tickets" of docs/protocols/tickets.md for a person."""
     found: list[str] = []
@@ -71,14 +86,37 @@ def lines(services: object) -> list[str]:
         match service:
             case {"service": name, "lifetime_s": life_s, "providers": list(providers), "leases": list(leases)}:
                 live, slots = (sum(int(p.get(key, 0)) for p in providers) for key in ("live", "slots"))
-                found.append(f"{name}: {live} of {slots} tickets taken, lifetime {duration.show(float(life_s))}")
+                waiting = int(service.get("waiting") or 0)
+                found.append(f"{name}: {live} of {slots} tickets taken, lifetime {duration.show(float(life_s))}"
+                             + (f", {waiting} waiting" if waiting else ""))
                 found += [f"  {p.get('name')}: {p.get('live')} of {p.get('slots')}" for p in providers]
-                found += [f"    {lease.get('ticket')} held by {lease.get('holder')}, "
+                found += [f"    {lease.get('ticket')} held by {lease.get('holder')}{_whence(lease)}, "
                           f"{duration.show(float(lease.get('expires_in_s', 0)))} left" for lease in leases]
+                found += [f"    {lease.get('ticket')} quarantined: {lease.get('holder')}{_whence(lease)} fell silent"
+                          for lease in service.get("quarantined") or ()]
+                line = service.get("line") or ()
+                found += [f"    {place}. {one.get('host')} waits for {duration.show(float(one.get('waits_s', 0)))}"
+                          for place, one in enumerate(line, 1)]
+                found += [f"    … and {waiting - len(line)} more"] * (waiting > len(line) > 0)
     return found or ["no services; write some into the site's tickettab"]
 
 
-def _client(local: Path) -> Client:
+def _whence(entry: Mapping[str, object]) -> str:
+    """Say from where and since when, as far as the server tells."""
+    address, since = entry.get("address"), entry.get("since")
+    return (f" ({address})" if address else "") + (f" since {since}" if since else "")
+
+
+def acquire(client: Client, service: str, wait: str) -> tickets.Ticket:
+    """Get a ticket, saying on standard error what it waits for; `wait` is as people write a length of time."""
+    def told(pause_s: float, why: str) -> None:
+        print(f"{why} (next try in {pause_s:.0f} s)", file=sys.stderr)
+
+    return tickets.acquire(client, service, wait_s=duration.parse(wait), on_wait=told)
+
+
+def client_of(local: Path) -> Client:
+    """Return a client that signs as this host; raises ConfigError when it never enrolled."""
     who = identity.load(local)
     if who is None:
         raise ConfigError(f"{local / identity.AGENT} holds no identity; enrol this host first, see `reroot host add`")
@@ -88,24 +126,3 @@ def _client(local: Path) -> Client:
 def _shown(held: tickets.Ticket) -> dict[str, object]:
     return {"ticket": held.ticket, "provider": held.provider, "fence": held.fence, "lifetime_s": held.lifetime_s,
             "url": held.url}
-
-
-def _getticket(
-    service: Annotated[str, typer.Argument(help="The service to get a ticket for.")] = "",
-    give_back_ticket: Annotated[str, typer.Option("--return", "-r", metavar="TICKET", help="Give TICKET back.")] = "",
-    wait: WaitOption = "1h", local: LocalOption = LOCAL,
-) -> None:
-    """Print a ticket for SERVICE, or give one back; the provider is ${ticket%_*}."""
-    if bool(service) == bool(give_back_ticket):
-        raise UsageError("say either `getticket SERVICE` or `getticket -r TICKET`")
-    if service:
-        get(service, wait, local)
-    else:
-        give_back(give_back_ticket, local)
-
-
-def getticket() -> None:
-    """Run the script `getticket`."""
-    script = typer.Typer(add_completion=False)
-    script.command(name="getticket")(_getticket)
-    console.finish(script)

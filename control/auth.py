@@ -10,8 +10,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from control.database import Database, EventRow, HostRow, NonceRow, OrderRow, TokenRow
 from control.progress import OPEN_STATES
+from fleet.hosts import Host
 from plumbing import clock, hostauth
 from plumbing.errors import NotFoundError, TrustError, UsageError
 from plumbing.hostauth import Claim
@@ -90,6 +92,34 @@ def authorize_admin(header: str | None, token: str) -> None:
     sent = (header or "").removeprefix("Bearer ").strip()
     if not hmac.compare_digest(sent.encode(), token.encode()):
         raise TrustError("this path is for administrators; send the contents of keys/admin.token as bearer token")
+
+
+def fleetlock_token(admin_token: str, host: str) -> str:
+    """Return what lets a FleetLock client speak for `host`: derived, so nothing is kept; new with each admin token."""
+    digest = hmac.new(admin_token.encode(), f"reroot-fleetlock-1\n{host}".encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def authorize_fleetlock(admin_token: str, host: str, token: str, listed: Collection[str]) -> None:
+    """Raise TrustError unless `token` is that of `host` and the host is in hosts.toml."""
+    right = hmac.compare_digest(fleetlock_token(admin_token, host).encode(), token.encode())
+    if not right or host not in listed:
+        raise TrustError("the base URL's token is not that of a host of this site; `reroot ticket fleetlock HOST` "
+                         "prints the right one")
+
+
+def host_at(address: str, hosts: Iterable[Host]) -> str:
+    """Return the host whose fixed address in hosts.toml is `address`; raises TrustError unless exactly one has it."""
+    try:
+        caller = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError as error:
+        raise TrustError("the request comes from no IP address") from error
+    caller = getattr(caller, "ipv4_mapped", None) or caller
+    found = [host.name for host in hosts if host.address and ipaddress.ip_interface(host.address).ip == caller]
+    if len(found) != 1:
+        raise TrustError(f"{caller} is the address of no host, or of several; write its `address` into hosts.toml, or "
+                         "give its client a base URL from `reroot ticket fleetlock HOST`")
+    return found[0]
 
 
 def make_token(database: Database, host: str, now: float, lifetime_s: float = TOKEN_LIFETIME_S) -> tuple[str, float]:

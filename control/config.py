@@ -176,6 +176,16 @@ class OrdersSection(Section):
     services: tuple[str, ...] = ()
 
 
+Group = Annotated[str, Field(pattern=r"^[a-zA-Z0-9.-]+\z", max_length=200)]
+
+
+class FleetlockSection(Section):
+    """[fleetlock]: which groups of FleetLock clients share which service; nobody is served until one is named."""
+
+    groups: dict[Group, str] = Field(default_factory=dict)
+    by_address: bool = False
+
+
 class RolloutSection(Section):
     """[rollout]: how often the loop looks, and what a rollout assumes unless its start says otherwise."""
 
@@ -204,6 +214,7 @@ class Config(BaseSettings):
     tftp: TftpSection = TftpSection()
     boot: BootSection = BootSection()
     orders: OrdersSection = OrdersSection()
+    fleetlock: FleetlockSection = FleetlockSection()
     rollout: RolloutSection = RolloutSection()
     catalogue: CatalogueSection = CatalogueSection()
     providers: dict[str, Url] = Field(default_factory=dict)
@@ -232,11 +243,11 @@ class Config(BaseSettings):
         return {"control": self.content_urls()[0], **self.providers}
 
 
-def check_services(wanted: Iterable[str], tickettab: Collection[str]) -> None:
-    """Raise ConfigError for a service of [orders] that the tickettab does not define: no host could take its ticket."""
+def check_services(wanted: Iterable[str], tickettab: Collection[str], key: str = "[orders] services") -> None:
+    """Raise ConfigError for a service that `key` names and the tickettab lacks: no host could take its ticket."""
     for name in wanted:
         if name not in tickettab:
-            raise ConfigError(f"reroot.toml: [orders] services names {name!r}, which tickettab does not define; "
+            raise ConfigError(f"reroot.toml: {key} names {name!r}, which tickettab does not define; "
                               + hint(name, tickettab, "define it there, or take it out"))
 
 

@@ -135,6 +135,7 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     bell = Bell()
     tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()))
     configuration.check_services(config.orders.services, tickets.names())
+    configuration.check_services(config.fleetlock.groups.values(), tickets.names(), "[fleetlock] groups")
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
         issuer=issuer, tickets=tickets,

@@ -58,7 +58,7 @@ def run(
             capture_output=True, timeout=timeout_s, cwd=cwd, env=env, check=False,
         )
     except OSError as error:
-        raise _not_started(argv, error) from error
+        raise not_started(argv, error) from error
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{words[0]} did not finish in {timeout_s:.0f} s; try: {replayable(argv)}") from error
     result = Completed(words, done.returncode, done.stdout, done.stderr)
@@ -97,10 +97,11 @@ def spawn(
             start_new_session=True, cwd=cwd, env=env, bufsize=0,
             user=nobody, group=nobody, extra_groups=None if nobody is None else ())
     except OSError as error:
-        raise _not_started(argv, error) from error
+        raise not_started(argv, error) from error
 
 
-def _not_started(argv: Sequence[Argument], error: OSError) -> CommandError:
+def not_started(argv: Sequence[Argument], error: OSError) -> CommandError:
+    """Return the error for a program that the kernel did not start."""
     program = os.fsdecode(argv[0])
     if isinstance(error, FileNotFoundError):
         return CommandError(f"{program} is not installed on this machine; install it and try again")

@@ -43,9 +43,13 @@ class Ticket:
     url: str
     _life: _Life = field(repr=False, compare=False)
 
+    def left_s(self) -> float:
+        """Seconds until the lease has ended, unless it is renewed; not above 0 when it was lost."""
+        return self._life.ends_s - clock.monotonic()
+
     def check(self) -> None:
         """Raise RefusedError when the ticket was lost: the slot may be another's by now."""
-        if clock.monotonic() >= self._life.ends_s:
+        if self.left_s() <= 0:
             raise RefusedError(f"ticket {self.ticket} was lost (taken back, or not renewed in {self.lifetime_s:.0f} s)"
                                f"; stop using {self.provider} and get a new one")
 
@@ -58,14 +62,23 @@ def ticket(client: Client, service: str, *, wait_s: float, on_wait: OnWait | Non
     does not answer, NotFoundError when it has no such service.
     """
     held = acquire(client, service, wait_s=wait_s, on_wait=on_wait)
+    try:
+        with kept(client, held):
+            yield held
+    finally:
+        with suppress(RerootError):  # the lease ends by itself in time
+            give_back(client, held.ticket)
+
+
+@contextmanager
+def kept(client: Client, held: Ticket) -> Iterator[None]:
+    """Renew `held` by a thread while the block runs; `held` knows when that fails."""
     stop = threading.Event()
     threading.Thread(target=_keep, args=(client.twin(), held, stop), name=held.ticket, daemon=True).start()
     try:
-        yield held
+        yield
     finally:
         stop.set()
-        with suppress(RerootError):  # the lease ends by itself in time
-            give_back(client, held.ticket)
 
 
 def acquire(client: Client, service: str, *, wait_s: float, on_wait: OnWait | None = None) -> Ticket:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from control.api import admin, boot, hosts, rollouts, tickets
+from control.api import admin, boot, fleetlock, hosts, rollouts, tickets
 from control.book import ConflictError
 from control.database import unwritable
 from control.parts import Parts
@@ -31,7 +31,7 @@ def application(parts: Parts) -> FastAPI:
     """Return the API over `parts`."""
     app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.parts = parts
-    for router in (hosts.router, tickets.router, boot.router, rollouts.router, admin.router):
+    for router in (hosts.router, tickets.router, fleetlock.router, boot.router, rollouts.router, admin.router):
         app.include_router(router)
     app.add_exception_handler(RerootError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)

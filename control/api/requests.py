@@ -82,17 +82,17 @@ async def signed(request: Request) -> Signed:
     target = raw.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
     host = await asyncio.to_thread(
         auth.authenticate, parts.database, who, request.method, target, body, clock.wall())
-    _is_known(request)
+    mark_known(request)
     return Signed(host, body)
 
 
 async def admin(request: Request) -> None:
     """Raise TrustError unless the request carries the admin token."""
     auth.authorize_admin(request.headers.get("authorization"), parts_of(request).admin_token)
-    _is_known(request)
+    mark_known(request)
 
 
-def _is_known(request: Request) -> None:
+def mark_known(request: Request) -> None:
     """Tell the connection that its sender proved who it is: strangers may have fewer of them (control.door)."""
     setattr(request.state, KNOWN, True)
 

@@ -123,7 +123,7 @@ def test_an_impossible_server(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 @pytest.mark.parametrize("script", ["getticket", "sortaddrs"])
 def test_the_scripts_complain_in_one_sentence_too(script: str) -> None:
-    module = {"getticket": "cli.ticket", "sortaddrs": "cli.plan"}[script]
+    module = {"getticket": "cli.getticket", "sortaddrs": "cli.plan"}[script]
     done = subprocess.run([sys.executable, "-c", f"from {module} import {script}; {script}()", "--nope"], cwd=ROOT,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -25,7 +25,7 @@ def host(tmp_path: Path, server: TicketServer) -> identity.Identity:
 
 
 def script(local: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    code = "import sys; sys.argv[0] = '/usr/bin/getticket'; from cli.ticket import getticket; getticket()"
+    code = "import sys; sys.argv[0] = '/usr/bin/getticket'; from cli.getticket import getticket; getticket()"
     return subprocess.run([sys.executable, "-c", code, *words, "--local", str(local)], capture_output=True, text=True,
                           env={"PYTHONPATH": ":".join(sys.path)})
 
@@ -74,6 +74,16 @@ def test_status_names_who_holds_what() -> None:
         "service": "dump", "lifetime_s": 14400, "providers": [{"name": "milton", "slots": 8, "live": 1}],
         "leases": [{"ticket": "milton_080", "holder": "alpha", "fence": 80, "expires_in_s": 90.5}]}]) == [
         "dump: 1 of 8 tickets taken, lifetime 4h", "  milton: 1 of 8", "    milton_080 held by alpha, 1m30.5s left"]
+    assert ticket_command.lines([{
+        "service": "xv", "lifetime_s": 60, "providers": [{"name": "xv", "slots": 1, "live": 1}],
+        "leases": [{"ticket": "xv_081", "holder": "alpha", "fence": 81, "expires_in_s": 9, "address": "10.1.0.11",
+                    "since": "2026-11-21T12:00:00Z"}],
+        "quarantined": [{"ticket": "xv_070", "holder": "delta", "since": None, "address": ""}],
+        "waiting": 3, "line": [{"host": "beta", "waits_s": 61.5}, {"host": "gamma", "waits_s": 1}]}]) == [
+        "xv: 1 of 1 tickets taken, lifetime 1m, 3 waiting", "  xv: 1 of 1",
+        "    xv_081 held by alpha (10.1.0.11) since 2026-11-21T12:00:00Z, 9s left",
+        "    xv_070 quarantined: delta fell silent", "    1. beta waits for 1m1.5s", "    2. gamma waits for 1s",
+        "    … and 1 more"]
     assert ticket_command.lines([]) == ["no services; write some into the site's tickettab"]
 
 
