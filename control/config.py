@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fleet.tomltext import line_of
 from plumbing.errors import ConfigError
 from plumbing.spelling import hint
+from plumbing.tomltext import line_of
 
 
 def _listen(text: str) -> str:

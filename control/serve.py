@@ -109,6 +109,7 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         await stack.enter_async_context(boot_services.running(parts))
         tasks = [
             watch, asyncio.create_task(server.serve([api])), asyncio.create_task(parts.rollouts.run(stop)),
+            asyncio.create_task(parts.tickets.run(stop)),
             asyncio.create_task(_keep_catalogue(catalogue, config.catalogue.refresh_s, stop)),
             asyncio.create_task(keep_watchdog(stop)),
         ]
@@ -133,12 +134,14 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     issuer = Issuer(database, catalogue, site.orders_key, site.precious, config)
     repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
     bell = Bell()
-    tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()))
+    rollouts = Rollouts(database, hosts_file, issuer, config.rollout, bell.ring)
+    tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()),
+                            on_silent=rollouts.holder_silent)
     configuration.check_services(config.orders.services, tickets.names())
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
         issuer=issuer, tickets=tickets,
-        rollouts=Rollouts(database, hosts_file, issuer, config.rollout, bell.ring),
+        rollouts=rollouts,
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
     )
 

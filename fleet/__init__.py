@@ -1,6 +1,6 @@
 """Hosts, and the agent on the living host.
 
-Server side: `hosts` reads and writes hosts.toml, with `tomltext`. Host side, in the order a host lives through it:
+Server side: `hosts` reads and writes hosts.toml. Host side, in the order a host lives through it:
 
 1. `inventory` what it is made of: disks, partitions, firmware, memory, addresses, as an order will name them
 2. `agent`     the loop: report, wait for an order, stage, boot recovery once, tell of the new system's health

@@ -25,10 +25,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleet.tomltext import line_of
 from plumbing import durable
 from plumbing.errors import ConfigError, DiskError, NotFoundError, RerootError
 from plumbing.spelling import hint
+from plumbing.tomltext import line_of
 from recovery.order import HOST_NAME, SIZE
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")

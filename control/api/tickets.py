@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from control.api.requests import Body, SignedRequest, parse
 from control.parts import Parts, parts_of
-from throttle.semaphore import Lease
+from throttle.records import Lease
+from throttle.tickettab import MAX_LIFETIME_S
 
 HOLD_S = 10.0
 """How long a request for a ticket may be held back in case a slot comes free, in seconds."""
@@ -29,7 +30,8 @@ async def get(request: Request, signed: SignedRequest) -> Response:
     wish = parse(TicketBody, signed.body)
     parts = parts_of(request)
     wait_s = 0.0 if parts.bell.closed else HOLD_S
-    return _ticket(parts, await parts.tickets.get(wish.service, signed.host, wait_s=wait_s))
+    return _ticket(parts, await parts.tickets.get(
+        wish.service, signed.host, wait_s=wait_s, address=request.client.host if request.client else ""))
 
 
 @router.post("/{ticket}/renew")
@@ -46,6 +48,30 @@ async def give_back(ticket: str, request: Request, signed: SignedRequest) -> Res
     return Response(status_code=204)
 
 
+class OfferBody(Body):
+    """PUT /tickets/offers/{service}."""
+
+    slots: int = Field(ge=1, le=10_000)
+    lifetime_s: int = Field(ge=1, le=MAX_LIFETIME_S)
+    url: str = Field(max_length=400, pattern=r"^http://[A-Za-z0-9.:\[\]-]{1,300}$")
+
+
+@router.put("/offers/{service}", status_code=204)
+async def offer(service: str, request: Request, signed: SignedRequest) -> Response:
+    """Have the signing host provide a service for a while."""
+    body = parse(OfferBody, signed.body)
+    await parts_of(request).tickets.offer(service, signed.host, body.slots, body.url, body.lifetime_s)
+    return Response(status_code=204)
+
+
+@router.delete("/offers/{service}", status_code=204)
+async def withdraw(service: str, request: Request, signed: SignedRequest) -> Response:
+    """End what the signing host offers."""
+    await parts_of(request).tickets.withdraw(service, signed.host)
+    return Response(status_code=204)
+
+
 def _ticket(parts: Parts, lease: Lease) -> Response:
     return JSONResponse({"ticket": lease.ticket, "provider": lease.provider, "fence": lease.fence,
-                         "lifetime_s": lease.lifetime_s, "url": parts.tickets.url(lease)})
+                         "lifetime_s": lease.lifetime_s, "url": parts.tickets.url(lease),
+                         "bandwidth": lease.bandwidth})

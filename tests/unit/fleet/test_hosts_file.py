@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.hosts import Host, Hosts, HostsFile, Layout, Partition, host_of, mac, parse, write
-from fleet.tomltext import line_of
 from plumbing.errors import ConfigError, NotFoundError
+from plumbing.tomltext import line_of
 
 GOOD = """\
 [[host]]
