@@ -14,6 +14,7 @@ from control.database import Database
 from control.files import Library
 from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
+from control.signatures import Signatures
 from control.site import Site
 from fleet.hosts import Host, Hosts, HostsFile
 from plumbing.errors import RerootError
@@ -38,6 +39,7 @@ class Parts:
     rollouts: Rollouts
     library: Library
     bell: Bell
+    signatures: Signatures
 
     @property
     def hosts(self) -> Hosts:

@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from control.orders import Issuer
 from control.parts import Directory, Parts
 from control.patience import PatientOnce
 from control.rollouts import Rollouts
+from control.signatures import Signatures
 from control.site import Site
 from fleet.hosts import HostsFile
 from plumbing.errors import BusyError, ConfigError, RerootError
@@ -135,14 +137,17 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
     bell = Bell()
     rollouts = Rollouts(database, hosts_file, issuer, config.rollout, bell.ring)
+    # One thread writes what is written often, so that its transactions follow one another without a lock to wait for.
+    writer = ThreadPoolExecutor(1, "reroot-writer")
     tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()),
-                            on_silent=rollouts.holder_silent)
+                            on_silent=rollouts.holder_silent, executor=writer)
     configuration.check_services(config.orders.services, tickets.names())
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
         issuer=issuer, tickets=tickets,
         rollouts=rollouts,
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
+        signatures=Signatures(database, writer),
     )
 
 

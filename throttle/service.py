@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,15 +75,17 @@ class TicketService:
 
     def __init__(
         self, repository: Repository, tab: Path, directory: Directory, *,
-        on_silent: Callable[[Lease], None] | None = None,
+        on_silent: Callable[[Lease], None] | None = None, executor: Executor | None = None,
     ) -> None:
         """Read the tickettab; raises ConfigError when it is wrong.
 
-        `on_silent` is told, in the event loop, of each lease that was quarantined because nobody renewed it.
+        The repository works in `executor`. `on_silent` is told, in the event loop, of each lease that was quarantined
+        because nobody renewed it.
         """
         self._repository = repository
         self._directory = directory
         self._on_silent = on_silent
+        self._executor = executor
         self._tab = Tab(tab)
         self._view = View()
         self._known = False  # whether the view is what the repository had at its version
@@ -251,7 +254,7 @@ class TicketService:
             found = _Round()
             try:
                 self._decide(batch, found, clock.monotonic())
-                written = await asyncio.to_thread(
+                written = await self._in_thread(
                     self._repository.commit, self._view.version, self._view.last_fence, tuple(found.changes))
             except BaseException:
                 self._known = False  # it may have been written, or not: everything is read anew
@@ -267,17 +270,20 @@ class TicketService:
             self._undo(found)
         raise BusyError("other ticket servers are faster all the time; try again")
 
+    async def _in_thread(self, work: Callable[..., T], *words: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *words)
+
     async def _catch_up(self) -> None:
         """Read what other processes wrote."""
         if self._known and self._behind:
-            caught = await asyncio.to_thread(self._repository.since, self._view.version, clock.monotonic())
+            caught = await self._in_thread(self._repository.since, self._view.version, clock.monotonic())
             if caught is not None:
                 for key, record in caught.told:
                     self._view.put(key, record)
                 self._view.version, self._behind = caught.version, False
                 return
         if not self._known or self._behind:
-            loaded = await asyncio.to_thread(self._repository.load, clock.monotonic())
+            loaded = await self._in_thread(self._repository.load, clock.monotonic())
             self._view = View(loaded.version, loaded.last_fence, loaded.records)
             self._known, self._behind = True, False
 
