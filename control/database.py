@@ -6,6 +6,7 @@ short and run in worker threads; the event loop never waits for the disk.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +141,8 @@ class Database:
         try:
             self.engine: Engine = create_engine(url, connect_args=_arguments(url))
         except (ArgumentError, ImportError) as error:
-            raise ConfigError(f"[server] database = {url!r} cannot be used ({error}); leave it out to use "
+            shown = re.sub(r"//[^@/]*@", "//…@", url)  # a password may be in it
+            raise ConfigError(f"[server] database = {shown!r} cannot be used ({error}); leave it out to use "
                               "SQLite in the site's state folder") from error
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _prepare_sqlite)
@@ -148,6 +150,7 @@ class Database:
         else:
             event.listen(self.engine, "connect", _prepare_postgresql)
         self.url = url
+        self.name = self.engine.url.render_as_string(hide_password=True)
 
     def migrate(self) -> None:
         """Bring the tables to this version's shape; raises DiskError when the database cannot be written."""
@@ -165,10 +168,10 @@ class Database:
                 command.upgrade(settings, "head")
                 connection.commit()
         except OperationalError as error:
-            raise DiskError(f"the database {self.url} cannot be opened for writing ({error.orig}); check the "
+            raise DiskError(f"the database {self.name} cannot be opened for writing ({error.orig}); check the "
                             "folder's owner and free space") from error
         except AlembicError as error:
-            raise ConfigError(f"the database {self.url} was made by another version of reroot ({error}); "
+            raise ConfigError(f"the database {self.name} was made by another version of reroot ({error}); "
                               "run the newer reroot, or restore the backup that belongs to this one") from error
 
     @contextmanager

@@ -12,6 +12,7 @@ from control.bell import Bell
 from control.config import Config
 from control.database import Database
 from control.files import Library
+from control.gate import Gate
 from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
 from control.signatures import Signatures
@@ -40,6 +41,7 @@ class Parts:
     library: Library
     bell: Bell
     signatures: Signatures
+    gate: Gate
 
     @property
     def hosts(self) -> Hosts:

@@ -31,6 +31,7 @@ from control.catalogue import SiteCatalogue
 from control.config import Config, split_listen
 from control.database import Database, url_for
 from control.files import Library
+from control.gate import Gate, boot_id
 from control.notify import keep_watchdog, notify
 from control.orders import Issuer
 from control.parts import Directory, Parts
@@ -50,7 +51,6 @@ GRACE_S = 3
 
 KEEP_ALIVE_S = 65
 BACKLOG = 1024
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class _Uvicorn(uvicorn.Server):
@@ -102,7 +102,8 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         parts.issuer.check()
         for problem in await asyncio.to_thread(parts.problems):
             log.warning("%s", problem)
-        watch = await stack.enter_async_context(children.serving(site, files, config.server.content_processes))
+        watch = await stack.enter_async_context(children.serving(
+            site, files, config.server.content_processes, database.url))
         connection: Any = partial(PatientOnce, door=door.Door())  # uvicorn wants a class, and calls it
         server = _Uvicorn(uvicorn.Config(
             application(parts), http=connection, lifespan="off", log_config=None, access_log=False,
@@ -134,7 +135,7 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     """Put together what the handlers share; raises ConfigError for a file that is wrong."""
     hosts_file = HostsFile(site.hosts)
     issuer = Issuer(database, catalogue, site.orders_key, site.precious, config)
-    repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
+    repository = SqlRepository(database.engine, boot_id())
     bell = Bell()
     rollouts = Rollouts(database, hosts_file, issuer, config.rollout, bell.ring)
     # One thread writes what is written often, so that its transactions follow one another without a lock to wait for.
@@ -147,7 +148,7 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
         issuer=issuer, tickets=tickets,
         rollouts=rollouts,
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
-        signatures=Signatures(database, writer),
+        signatures=Signatures(database, writer), gate=Gate(database, boot_id()),
     )
 
 

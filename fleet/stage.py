@@ -118,9 +118,9 @@ class Stager:
         from imaging.fetch import FrameFetcher
         from imaging.sources import HttpSource, StageWriter
 
-        urls = (ticket.url for ticket in tickets if ticket.url)
-        places = tuple(dict.fromkeys((*urls, *self.order.content, self.order.control)))
-        sources: list[FrameSource] = [HttpSource(url, release.layer_digest) for url in places]
+        shown = {ticket.url: ticket.headers() for ticket in tickets if ticket.url}
+        places = tuple(dict.fromkeys((*shown, *self.order.content, self.order.control)))
+        sources: list[FrameSource] = [HttpSource(url, release.layer_digest, shown.get(url)) for url in places]
         packed, index = servers.read_index(sources, release)
         require_startable(index.entries, release.ref)
         fetcher = FrameFetcher(sources, note=lambda text: self.log.say("stage", text))

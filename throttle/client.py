@@ -43,6 +43,10 @@ class Ticket:
     url: str
     _life: _Life = field(repr=False, compare=False)
 
+    def headers(self) -> dict[str, str]:
+        """Return what shows this ticket to a content server, which refuses it when it is live no more."""
+        return {"Reroot-Ticket": self.ticket}
+
     def check(self) -> None:
         """Raise RefusedError when the ticket was lost: the slot may be another's by now."""
         if clock.monotonic() >= self._life.ends_s:

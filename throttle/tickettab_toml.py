@@ -25,6 +25,8 @@ from plumbing.spelling import hint
 from plumbing.tomltext import line_of
 from throttle.tickettab import MAX_LIFETIME_S, MAX_SLOTS, Adaptive, Provider, Service, check_name
 
+MIN_BANDWIDTH = 128 << 10
+"""Bytes per second: twice the speed below which a host takes a server for dead (imaging.sources)."""
 MAX_BANDWIDTH = 10**12
 """Bytes per second that one ticket may allow."""
 _GROUP = re.compile(r"[a-zA-Z0-9.-]{1,200}")
@@ -65,7 +67,7 @@ class _Reader:
         return Service(
             name, self._whole(table, "lifetime_s", 1, MAX_LIFETIME_S, path),
             tuple(self._provider(one, words, (*path, "provider", one)) for one, words in providers.items()),
-            self._whole(table, "bandwidth", 0, MAX_BANDWIDTH, path), self._whole(table, "offer_slots", 0, 10_000, path),
+            self._bandwidth(table, path), self._whole(table, "offer_slots", 0, 10_000, path),
             self._groups(table.get("groups", []), (*path, "groups")), adaptive)
 
     def table(self, value: object, path: Sequence[str]) -> Table:
@@ -105,6 +107,10 @@ class _Reader:
             if not isinstance(one, str) or not _GROUP.fullmatch(one):
                 self._fail(path, f"group {_shown(one)} may have letters, digits, '.' and '-' only")
         return tuple(value)
+
+    def _bandwidth(self, table: Table, path: tuple[str, ...]) -> int:
+        least = MIN_BANDWIDTH if table.get("bandwidth", 0) else 0
+        return self._whole(table, "bandwidth", least, MAX_BANDWIDTH, path)
 
     def _adaptive(self, value: object, path: tuple[str, ...]) -> Adaptive:
         table = self.table(value, path)

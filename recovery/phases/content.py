@@ -7,7 +7,7 @@ installation, the parts of the recovery image that go to the boot area.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from imaging.index import Frame
     from imaging.sources import FrameSource, StageSource
 
+Shown = Mapping[str, Mapping[str, str]]
+NOBODY: Shown = {}
 READERS = 2
 """Threads that read the stage back; the digest of one frame is made while the next is read."""
 
@@ -49,21 +51,22 @@ def stage_of(session: Session) -> StageSource | None:
     return session.stage[1]
 
 
-def sources(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+def sources(session: Session, first: Shown = NOBODY) -> list[FrameSource]:
     """Return every place the layer may come from, nearest first."""
     stage = stage_of(session)
     return [*([stage] if stage is not None else []), *servers_of(session, first)]
 
 
-def servers_of(session: Session, first: Iterable[str] = ()) -> list[FrameSource]:
+def servers_of(session: Session, first: Shown = NOBODY) -> list[FrameSource]:
     """Return the content servers that may have the layer."""
     from imaging.sources import HttpSource
 
     assert session.release is not None
-    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session, first)]
+    shown = {url.rstrip("/"): headers for url, headers in first.items()}
+    return [HttpSource(url, session.release.layer_digest, shown.get(url)) for url in content_urls(session, shown)]
 
 
-def fetcher(session: Session, first: Iterable[str] = ()) -> FrameFetcher:
+def fetcher(session: Session, first: Shown = NOBODY) -> FrameFetcher:
     """Return what gives verified frames; `first` are servers to ask before those of the order."""
     from imaging.fetch import FrameFetcher
 

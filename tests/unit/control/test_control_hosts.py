@@ -330,7 +330,7 @@ def test_tickets(machine: Make, server: Server) -> None:
 
 def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, server: Server) -> None:
     tab = server.site.tickettab.with_name("tickettab.toml")
-    tab.write_text("[service.stage]\nlifetime_s = 60\noffer_slots = 1\nbandwidth = 5000\nprovider.control = 5\n")
+    tab.write_text("[service.stage]\nlifetime_s = 60\noffer_slots = 1\nbandwidth = 500000\nprovider.control = 5\n")
     near, far, asker = (machine() for _ in range(3))
     for host, address in ((near, "10.9.1.1/24"), (far, "10.9.2.1/16"), (asker, "10.9.1.2/24")):
         assert host.enrol(token=host.add(subnet=None, address=address)).status == 201
@@ -340,7 +340,7 @@ def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, ser
         assert answer.status == 204, answer.body
     ticket = asker.client().post_json("/api/v1/tickets", {"service": "stage"}).json()
     assert isinstance(ticket, dict)
-    assert (ticket["provider"], ticket["url"], ticket["bandwidth"]) == (near.name, "http://10.9.1.1:8081", 5000)
+    assert (ticket["provider"], ticket["url"], ticket["bandwidth"]) == (near.name, "http://10.9.1.1:8081", 500000)
     for wrong in ({**offer, "slots": 2}, {**offer, "url": "ftp://x"}, {**offer, "lifetime_s": 0}, {}):
         bad = far.client().request("PUT", "/api/v1/tickets/offers/stage", body=json.dumps(wrong).encode())
         assert bad.status == 400, wrong

@@ -94,6 +94,7 @@ def test_toml_has_more_words() -> None:
     ("lifetime_s = 3600", "lifetime_s = true", 2, "True must"),
     ("lifetime_s = 3600", "lifetime_s = \"4h\"", 2, "'4h' must"),
     ("12_500_000", "10_000_000_000_000", 3, "10000000000000 must"),
+    ("12_500_000", "64_000", 3, "64000 must be a whole number from 131072"),
     ("bandwidth", "bandwith", 3, "did you mean 'bandwidth'"),
     ("offer_slots = 2", "offer_slots = 1.5", 4, "1.5 must"),
     ('"web"', '"we b"', 5, "'we b'"),
