@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from aiohttp import web
 from sqlalchemy.exc import OperationalError
 
-from control import door
+from control import door, load
 from control import log as logs
 from control.database import Database, unwritable
 from control.files import Library
@@ -42,7 +42,7 @@ def application(library: Library, gate: Gate) -> web.Application:
 
 
 async def _healthz(_request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok"})
+    return web.json_response({"status": "ok", "load": await asyncio.to_thread(load.load)})
 
 
 async def _file(request: web.Request) -> web.StreamResponse:

@@ -43,6 +43,7 @@ from fleet.hosts import HostsFile
 from plumbing.errors import BusyError, ConfigError, RerootError
 from throttle.repository import SqlRepository
 from throttle.service import TicketService
+from throttle.upkeep import Upkeep
 
 log = logging.getLogger("reroot.serve")
 
@@ -112,7 +113,7 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         await stack.enter_async_context(boot_services.running(parts))
         tasks = [
             watch, asyncio.create_task(server.serve([api])), asyncio.create_task(parts.rollouts.run(stop)),
-            asyncio.create_task(parts.tickets.run(stop)),
+            asyncio.create_task(parts.tickets.run(stop)), asyncio.create_task(Upkeep(parts.tickets).run(stop)),
             asyncio.create_task(_keep_catalogue(catalogue, config.catalogue.refresh_s, stop)),
             asyncio.create_task(keep_watchdog(stop)),
         ]

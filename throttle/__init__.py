@@ -6,5 +6,7 @@ Order: `tickettab` and `tickettab_toml` text → services, kept by `tab` as the 
 made of is in `records`, one process's knowledge of them in `view`; `semaphore` decides (pure: view + request + now →
 changes), `choice` picks the provider, `line` and `waiting` say whose turn it is. `service`, the facade of the control
 server's API, has each round of changes written by `repository` (rows in `tables`) before it answers; `status` shows
-it all. On the host, `client` gets, renews and gives back over HTTP; it imports none of the others.
+it all. Beside it `upkeep` asks providers whether they are well (`health`) and moves their slots by their load
+(`adaptive`); `pace` is how fast a content server may serve one ticket. On the host, `client` gets, renews and gives
+back over HTTP; it imports none of the others.
 """

@@ -95,8 +95,7 @@ class TicketService:
         self._queue: list[_Job[Any] | Request] = []
         self._worker: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.down: dict[str, dict[str, str]] = {}
-        """Providers left out of each service, and why (throttle.health)."""
+        self._down: Mapping[str, Mapping[str, str]] = {}
 
     def names(self) -> tuple[str, ...]:
         """Return the services of the tickettab as it was read last."""
@@ -178,6 +177,17 @@ class TicketService:
         """Have `rule` look at the newest view at a monotonic time and write what it changes; for tuning."""
         return await self._do(lambda now: rule(self._view, now))
 
+    def leave_out(self, down: Mapping[str, Mapping[str, str]]) -> None:
+        """Name these providers of each service in no ticket, for the reasons given; all others may be named."""
+        back = any(name not in down.get(service, {}) for service, names in self._down.items() for name in names)
+        self._down = down
+        if back:
+            self._wake()
+
+    def waits(self, service: str) -> int:
+        """Return how many hosts have a place before a service of this server."""
+        return len(self._waiting.line(service))
+
     async def status(self) -> list[Status]:
         """Return every service with its live leases, also those that the tickettab has no more."""
         await self._do(lambda _now: ((), None))
@@ -202,7 +212,7 @@ class TicketService:
         pool = self._view.pool(service.name)
         return Status(service, tuple(pool.held.values()), now, choice.slots(service, pool, now),
                       tuple(pool.quarantined.values()), dict(pool.offers), dict(pool.tuned),
-                      dict(self.down.get(service.name, {})), self._waiting.line(service.name).places(), defined)
+                      dict(self._down.get(service.name, {})), self._waiting.line(service.name).places(), defined)
 
     def _defined(self, name: str) -> Service:
         services = self._tab.current()
@@ -325,7 +335,7 @@ class TicketService:
         service = self._tab.services.get(name)
         if service is None:
             return
-        free = sum(choice.free(service, self._view.pool(name), now, self.down.get(name, ())).values())
+        free = sum(choice.free(service, self._view.pool(name), now, self._down.get(name, ())).values())
         while free > 0 and line.waiting:
             host = line.next(free, now)
             if host is None:
@@ -344,7 +354,7 @@ class TicketService:
         providers = frozenset([*(one.name for one in service.providers), *pool.offers])
         near = self._directory.near(asker.host, providers)
         granted = semaphore.acquire(self._view, service, Asker(asker.host, near, asker.address), now, wall=clock.wall(),
-                                    down=self.down.get(service.name, ()))
+                                    down=self._down.get(service.name, ()))
         if granted is None:
             return False
         changes, lease = granted
