@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -74,6 +74,7 @@ class Directory:
         self._hosts_file = hosts_file
         self._urls = urls
         self._seen: Hosts | None = None
+        self._networks: list[Network] = []
         self._near: dict[tuple[str, frozenset[str]], Mapping[str, int]] = {}
 
     def near(self, host: str, providers: frozenset[str]) -> Mapping[str, int]:
@@ -85,11 +86,14 @@ class Directory:
         if hosts is not self._seen:
             self._seen = hosts
             self._near.clear()
+            subnets = {one.subnet for one in hosts.by_name.values() if one.subnet}
+            # The smallest first: of those that hold two hosts the first one met counts.
+            self._networks = sorted(map(ipaddress.ip_network, subnets), key=lambda one: -one.prefixlen)
         found = self._near.get((host, providers))
         if found is None:
             if len(self._near) >= MAX_NEAR:
                 self._near.clear()
-            found = self._near[host, providers] = _near(hosts, host, providers)
+            found = self._near[host, providers] = _near(hosts, self._networks, host, providers)
         return found
 
     def url(self, provider: str) -> str:
@@ -97,14 +101,13 @@ class Directory:
         return self._urls.get(provider, "")
 
 
-def _near(hosts: Hosts, host: str, providers: frozenset[str]) -> dict[str, int]:
+def _near(hosts: Hosts, networks: Sequence[Network], host: str, providers: frozenset[str]) -> dict[str, int]:
     asker = hosts.by_name.get(host)
     if asker is None or asker.subnet is None:
         return {}
-    networks = {ipaddress.ip_network(one.subnet) for one in hosts.by_name.values() if one.subnet}
     ours = ipaddress.ip_network(asker.subnet)
     # A host whose address is not known is as good as anywhere in its subnet.
-    around = sorted((one for one in networks if _holds(one, _place(asker) or ours)), key=lambda one: -one.prefixlen)
+    around = [one for one in networks if _holds(one, _place(asker) or ours)]
     found = {}
     for name in providers:
         provider = hosts.by_name.get(name)

@@ -39,6 +39,7 @@ from control.patience import PatientOnce
 from control.rollouts import Rollouts
 from control.signatures import Signatures
 from control.site import Site
+from control.ticket_door import TicketDoor
 from fleet.hosts import HostsFile
 from plumbing.errors import BusyError, ConfigError, RerootError
 from throttle.repository import SqlRepository
@@ -105,7 +106,7 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
             log.warning("%s", problem)
         watch = await stack.enter_async_context(children.serving(
             site, files, config.server.content_processes, database.url))
-        connection: Any = partial(PatientOnce, door=door.Door())  # uvicorn wants a class, and calls it
+        connection: Any = partial(_connection, parts, door.Door())  # uvicorn wants a class, and calls it
         server = _Uvicorn(uvicorn.Config(
             application(parts), http=connection, lifespan="off", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
@@ -130,6 +131,11 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
             with suppress(asyncio.CancelledError):
                 await guard
         _raise_first(tasks)
+
+
+def _connection(parts: Parts, entrance: door.Door, **uvicorns: Any) -> TicketDoor:
+    """Return what answers a new connection: tickets at once, everything else by uvicorn."""
+    return TicketDoor(parts, entrance, uvicorns["server_state"], partial(PatientOnce, door=entrance, **uvicorns))
 
 
 def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCatalogue) -> Parts:

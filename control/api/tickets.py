@@ -71,7 +71,11 @@ async def withdraw(service: str, request: Request, signed: SignedRequest) -> Res
     return Response(status_code=204)
 
 
+def described(parts: Parts, lease: Lease) -> dict[str, object]:
+    """Return a ticket as its holder sees it."""
+    return {"ticket": lease.ticket, "provider": lease.provider, "fence": lease.fence, "lifetime_s": lease.lifetime_s,
+            "url": parts.tickets.url(lease), "bandwidth": lease.bandwidth}
+
+
 def _ticket(parts: Parts, lease: Lease) -> Response:
-    return JSONResponse({"ticket": lease.ticket, "provider": lease.provider, "fence": lease.fence,
-                         "lifetime_s": lease.lifetime_s, "url": parts.tickets.url(lease),
-                         "bandwidth": lease.bandwidth})
+    return JSONResponse(described(parts, lease))
