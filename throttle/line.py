@@ -2,8 +2,9 @@
 
 `now` is monotonic seconds. A host *waits* while its request is held, and is *away* after it was told to come back at
 some time. Its place stays its own until KEEP_S after that time. A free slot goes to the waiting host that came first;
-one that is away and ahead of it goes before it only if it is due within CALL_S: so a slot never idles for longer
-than that, and hosts that ask at the right time are served in the order in which they came.
+one that is away and ahead of it goes before it only if it was told to come back soon, and is due within CALL_S: so a
+slot never idles for longer than that, and hosts in front that ask at the right time are served in the order in which
+they came.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ KEEP_S = 60.0
 """How long after the time it was told a host still finds its place, in seconds."""
 CALL_S = 2.0
 """How long before and after that time a free slot is kept for it, in seconds."""
+MOST_KEPT = 2
+"""Free slots that are kept at once, at most: a pool of many must not idle for those who are late."""
+SOON_S = 3.0
+"""Nothing is kept for hosts that were told to stay away for longer, in seconds: nobody knows when they come."""
 
 
 @dataclass(slots=True)
 class Place:
-    """A host's place: numbers grow in the order in which hosts came. `due_s` is None while it waits."""
+    """A host's place: numbers grow in the order in which hosts came. `due_s` is None while it waits.
+
+    `soon` says that it was told to come back within SOON_S.
+    """
 
     host: str
     number: int
     since_s: float
     due_s: float | None = None
+    soon: bool = False
 
 
 class Line:
@@ -69,12 +78,12 @@ class Line:
         heapq.heappush(self._waiting, (place.number, host))
         return place
 
-    def away(self, host: str, due_s: float) -> None:
+    def away(self, host: str, due_s: float, now: float) -> None:
         """Have `host`, which waits, go away until `due_s`."""
         place = self._places[host]
         if place.due_s is None:
             self.waiting -= 1
-        place.due_s = due_s
+        place.due_s, place.soon = due_s, due_s - now <= SOON_S
         self._expect(place, due_s)
 
     def leave(self, host: str) -> Place | None:
@@ -94,7 +103,8 @@ class Line:
             self._expect(place, place.due_s)
 
     def _expect(self, place: Place, due_s: float) -> None:
-        heapq.heappush(self._due, (due_s, place.number, place.host))
+        if place.soon:
+            heapq.heappush(self._due, (due_s, place.number, place.host))
         heapq.heappush(self._lapse, (due_s, place.host))
 
     def lapse(self, now: float) -> None:
@@ -113,7 +123,7 @@ class Line:
             if place is None or place.due_s is not None or place.number != number:
                 heapq.heappop(self._waiting)
                 continue
-            return host if self._coming(number, free, now) < free else None
+            return host if free > MOST_KEPT or self._coming(number, free, now) < free else None
         return None
 
     def _coming(self, number: int, enough: int, now: float) -> int:
@@ -134,5 +144,5 @@ class Line:
 
     def _is_called(self, number: int, host: str, now: float) -> bool:
         place = self._places.get(host)
-        return (place is not None and place.number == number and place.due_s is not None
+        return (place is not None and place.number == number and place.due_s is not None and place.soon
                 and place.due_s - CALL_S <= now < place.due_s + CALL_S)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -374,27 +375,33 @@ class TicketService:
             self._waiting.put_back(name, place)
 
     def _answer(self, found: _Round) -> None:
-        now = clock.monotonic()
         for one, answer in found.answers:
             if isinstance(one, Request):
-                self._waiting.answered(one, now)
+                self._waiting.answered(one)
             if isinstance(answer, RerootError):
                 _fail(one, answer)
             elif not one.answer.done():
                 one.answer.set_result(answer)
-        if self._on_silent is not None:
-            for change in found.changes:
-                if isinstance(change.after, Lease) and change.after.quarantined:
-                    self._on_silent(change.after)
+        wall = clock.wall()
+        for change in found.changes:
+            match change.before, change.after:
+                case Lease(quarantined=False, since_s=float(since_s)) as back, None:
+                    self._waiting.returned(back.service, max(0.0, wall - since_s))
+                case _, Lease(quarantined=True) as silent if self._on_silent is not None:
+                    self._on_silent(silent)
 
     def _end_overdue(self) -> None:
         """Answer those who waited as long as they wanted to."""
-        for request, retry_s, ahead in self._waiting.ended(clock.monotonic()):
-            service = self._tab.services.get(request.service)
-            slots = 0 if service is None else sum(
-                choice.slots(service, self._view.pool(service.name), clock.monotonic()).values())
-            before = f", {ahead} hosts ahead" if ahead else ""
-            _fail(request, BusyError(f"all {slots} tickets of {request.service} are taken{before}; ask again later",
+        now = clock.monotonic()
+
+        @cache
+        def slots(name: str) -> int:
+            service = self._tab.services.get(name)
+            return 0 if service is None else sum(choice.slots(service, self._view.pool(name), now).values())
+
+        for request, retry_s, ahead in self._waiting.ended(now, slots):
+            count, before = slots(request.service), f", {ahead} hosts ahead" if ahead else ""
+            _fail(request, BusyError(f"all {count} tickets of {request.service} are taken{before}; ask again later",
                                      retry_after_s=retry_s))
 
     def _arm(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,9 +22,16 @@ the front of each line is held beyond this, up to FRONT requests."""
 FRONT = 50
 MAX_RETRY_S = 60.0
 """Nobody is told to stay away for longer, in seconds: a slot may come back at any time."""
-_GRANTS = 64
+SHORT_RETRY_S = 10.0
+"""Nor longer than this, in seconds, unless so many wait that they would ask more than POLLS times a second."""
+POLLS = 500.0
+EARLY = 0.6
+"""Part of the time until its turn after which a host is told to come back. Clients add up to half of it, and who is
+early waits at the server; who is late finds a slot that idled."""
 _PER_SECOND = 4.0
-"""Grants per second before any were seen: who is in front should come back soon."""
+"""Grants per second before any ticket came back: who is in front should come again soon."""
+_WEIGHT = 0.05
+"""What the last ticket counts in the mean of how long they are held."""
 
 
 def _any_share() -> float:
@@ -47,7 +53,7 @@ class Request:
 class _Queue:
     line: Line = field(default_factory=Line)
     requests: dict[str, list[Request]] = field(default_factory=dict)
-    grants: deque[float] = field(default_factory=lambda: deque(maxlen=_GRANTS))
+    hold_s: float | None = None  # how long a ticket is held, of late
 
 
 class Waiting:
@@ -99,17 +105,25 @@ class Waiting:
         """Return the requests of one host."""
         return self._queue(service).requests.get(host, [])
 
-    def answered(self, request: Request, now: float) -> None:
+    def answered(self, request: Request) -> None:
         """Take out a request that has its ticket."""
         if not request.joined:
             return
         queue = self._queue(request.service)
-        queue.grants.append(now)
         if self._take(queue, request):
             queue.line.leave(request.asker.host)
 
-    def ended(self, now: float) -> Iterator[tuple[Request, float, int]]:
-        """Take out the requests whose time is over; yield each with when to come back (s) and how many are ahead."""
+    def returned(self, service: str, hold_s: float) -> None:
+        """Take note that a ticket came back after `hold_s`: how soon the next one does follows from that."""
+        queue = self._queues.get(service)
+        if queue is not None:
+            queue.hold_s = hold_s if queue.hold_s is None else queue.hold_s + _WEIGHT * (hold_s - queue.hold_s)
+
+    def ended(self, now: float, slots: Callable[[str], int]) -> Iterator[tuple[Request, float, int]]:
+        """Take out the requests whose time is over; yield each with when to come back (s) and how many are ahead.
+
+        `slots` tells how many slots a service has.
+        """
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, request = heapq.heappop(self._deadlines)
             queue = self._queue(request.service)
@@ -117,9 +131,9 @@ class Waiting:
             if not request.joined or place is None:
                 continue
             ahead = queue.line.ahead(place)
-            retry_s = _retry_s(ahead, queue.grants, now, self._spread())
+            retry_s = _retry_s(ahead, len(queue.line), queue.hold_s, slots(request.service), self._spread())
             if self._take(queue, request):
-                queue.line.away(request.asker.host, now + retry_s)
+                queue.line.away(request.asker.host, now + retry_s, now)
             yield request, retry_s, ahead
         for name, queue in list(self._queues.items()):
             queue.line.lapse(now)
@@ -151,10 +165,12 @@ class Waiting:
         return True
 
 
-def _retry_s(ahead: int, grants: deque[float], now: float, share: float) -> float:
+def _retry_s(ahead: int, length: int, hold_s: float | None, slots: int, share: float) -> float:
     """Return after how many seconds it is this host's turn, as far as that can be told, within 1 to MAX_RETRY_S.
 
-    Up to a quarter more, as `share` says, so that hosts that were told together do not come back together.
+    Of so many slots one comes back every hold_s / slots; `length` is the line's. Up to a quarter more, as `share` says,
+    so that hosts that were told together do not come back together.
     """
-    per_second = (len(grants) - 1) / max(now - grants[0], 0.001) if len(grants) > 1 else _PER_SECOND
-    return min((1.0 + ahead / max(per_second, 0.01)) * (1 + share / 4), MAX_RETRY_S - (1 - share) * MAX_RETRY_S / 4)
+    wait_s = ahead / _PER_SECOND if hold_s is None or not slots else EARLY * ahead * hold_s / slots
+    most_s = min(max(SHORT_RETRY_S, length / POLLS), MAX_RETRY_S)
+    return min(1.0 + wait_s, most_s / 1.25) * (1 + share / 4)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control.database import Database
 from plumbing import clock
@@ -190,6 +192,41 @@ async def test_more_than_can_be_held_are_told_when_to_come_back(
     assert [task.result().holder for task in served] == ["h0"]
     for task in tasks:
         task.cancel()
+
+
+async def test_a_herd_is_served_to_the_last_and_the_server_is_asked_seldom(
+    tickets: TicketService, tab: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "MAX_HELD", 20)
+    monkeypatch.setattr(waiting, "FRONT", 5)
+    monkeypatch.setattr(waiting, "SHORT_RETRY_S", 2.0)
+    tab.write_text("service dump 60\nmilton 10\n")
+    asked = 0
+
+    async def host(name: str) -> None:
+        nonlocal asked
+        while True:
+            asked += 1
+            try:
+                lease = await tickets.get("dump", name, wait_s=10)
+            except BusyError as error:
+                await asyncio.sleep(error.retry_after_s)  # as it was told
+            else:
+                break
+        await tickets.give_back(lease.ticket, name)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(host(f"h{number}") for number in range(200)))
+    assert tickets.waits("dump") == tickets._waiting.held == 0
+    assert asked < 4 * 200
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.none() | st.floats(0, 10**7), st.integers(0, 10**6),
+       st.floats(0, 1))
+def test_when_to_come_back_is_bounded(ahead: int, more: int, hold_s: float | None, slots: int, share: float) -> None:
+    found = waiting._retry_s(ahead, ahead + more, hold_s, slots, share)
+    assert 1.0 <= found <= waiting.MAX_RETRY_S
+    assert found <= max(waiting.SHORT_RETRY_S, (ahead + more) / waiting.POLLS)
 
 
 async def test_a_silent_holder_frees_its_slot_is_quarantined_and_told_of_once(
