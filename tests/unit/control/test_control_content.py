@@ -170,6 +170,7 @@ def test_all_transfers_under_one_ticket_share_its_bandwidth(server: Server, mach
     took = clock.monotonic() - began
     assert bodies == [whole, whole]
     assert took > 2 * len(whole) / 200_000 - 0.6  # a burst and the last pieces are not waited for
+    assert host.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
     tab.unlink()
 
 

@@ -350,6 +350,7 @@ def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, ser
     services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
     shown = next(one for one in services if one["service"] == "stage")
     assert [one["name"] for one in shown["providers"]] == ["control", far.name, near.name]  # its ticket is live still
+    assert asker.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
     tab.write_text("[service.stage]\nlifetime_s = 0\n")
     problems = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
     assert any("tickettab.toml line 2: lifetime_s = 0" in one for one in problems)

@@ -164,6 +164,7 @@ def test_all_slots_taken_is_429_with_when_to_come_back(
     with line_to(server) as line:
         line.send(machine().join(), "POST", "/api/v1/tickets", b'{"service": "none"}', more)
         status, headers, body = line.answer()
+    server.site.tickettab.write_text("service root-dump 3600\ncontrol 10\n")
     assert (status, json.loads(body)["kind"]) == (429, "busy")
     assert int(headers["retry-after"]) >= 1
 
