@@ -25,7 +25,8 @@ _KINDS = {400: Kind.USAGE, 401: Kind.TRUST, 403: Kind.REFUSED, 404: Kind.NOT_FOU
 
 def application(parts: Parts) -> FastAPI:
     """Return the API over `parts`."""
-    app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json",
+                  redirect_slashes=False)
     app.state.parts = parts
     for router in (hosts.router, tickets.router, boot.router, rollouts.router, admin.router):
         app.include_router(router)

@@ -328,6 +328,20 @@ def test_tickets(machine: Make, server: Server) -> None:
     assert Client(server.api).post_json("/api/v1/tickets", {"service": "root-dump"}).status == 401
 
 
+def test_openapi_describes_tickets_as_they_are(machine: Make, server: Server) -> None:
+    told = server.get("/api/v1/openapi.json").json()
+    assert isinstance(told, dict)
+    get = told["paths"]["/api/v1/tickets"]["post"]
+    assert set(get["requestBody"]["content"]["application/json"]["schema"]["properties"]) == {"service"}
+    assert {one["name"] for one in get["parameters"]} >= {"Reroot-Host", "Reroot-Signature"}
+    assert set(get["responses"]) >= {"200", "400", "401", "404", "429"}
+    host = machine().join()
+    ticket = host.client().post_json("/api/v1/tickets", {"service": "root-dump"}).json()
+    assert isinstance(ticket, dict)
+    assert set(ticket) == set(told["components"]["schemas"]["TicketAnswer"]["required"])
+    assert host.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
+
+
 def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, server: Server) -> None:
     tab = server.site.tickettab.with_name("tickettab.toml")
     tab.write_text("[service.stage]\nlifetime_s = 60\noffer_slots = 1\nbandwidth = 500000\nprovider.control = 5\n")
