@@ -14,10 +14,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, bindparam, select, text, update
 
-from control.database import Database, HostRow, NonceRow
+from control.database import Database, HostRow
 from control.group_commit import GroupCommit
 from plumbing import hostauth
 from plumbing.errors import TrustError
@@ -98,47 +97,47 @@ class Signatures:
 
     def _accept(self, batch: Sequence[tuple[Claimed, float]]) -> list[Exception | None]:
         """Keep the nonces of `batch`; answer each request that was sent before, or by a key that is none any more."""
-        try:
-            with self._database.engine.begin() as connection:
-                return _accept_in(connection, batch)
-        except IntegrityError as error:
-            # Another server kept one of these nonces this very moment, or the nonces are odd enough to be refused.
-            if len(batch) == 1:
-                return [_sent_before(batch[0][0].claim.host, error)]
-            return [answer for one in batch for answer in self._accept([one])]
+        with self._database.engine.begin() as connection:
+            answers = _accept_in(connection, batch, one_by_one=False)
+            if answers is not None:
+                return answers
+            connection.rollback()
+        # One of them was sent before, which is seldom: each row says for itself whether it is new.
+        with self._database.engine.begin() as connection:
+            told = _accept_in(connection, batch, one_by_one=True)
+            assert told is not None
+            return told
 
 
-def _accept_in(connection: Connection, batch: Sequence[tuple[Claimed, float]]) -> list[Exception | None]:
+def _accept_in(
+    connection: Connection, batch: Sequence[tuple[Claimed, float]], *, one_by_one: bool,
+) -> list[Exception | None] | None:
+    """Keep the nonces in this transaction; None when not all were new and nobody knows which, unless `one_by_one`."""
     hosts = {who.claim.host for who, _ in batch}
     keys = dict(connection.execute(select(HostRow.name, HostRow.public_key).where(HostRow.name.in_(hosts))).all())
-    used = {(row.host, row.nonce) for row in connection.execute(select(NonceRow.host, NonceRow.nonce).where(
-        NonceRow.nonce.in_([who.claim.nonce for who, _ in batch])))}
-    answers: list[Exception | None] = []
-    fresh = []
-    for who, now in batch:
-        claim = who.claim
-        if keys.get(claim.host) != who.key.text:
-            answers.append(TrustError(_STRANGER))
-        elif (claim.host, claim.nonce) in used:
-            answers.append(_sent_before(claim.host))
-        else:
-            used.add((claim.host, claim.nonce))
-            fresh.append({"host": claim.host, "nonce": claim.nonce, "expires_s": now + NONCE_MEMORY_S})
-            answers.append(None)
-    if fresh:
-        connection.execute(_KEEP, fresh)
-        # In one order, so that two servers do not wait for each other's rows.
-        seen = {who.claim.host: now for (who, now), answer in zip(batch, answers, strict=True) if answer is None}
+    answers: list[Exception | None] = [
+        None if keys.get(who.claim.host) == who.key.text else TrustError(_STRANGER) for who, _ in batch]
+    rows = [{"host": who.claim.host, "nonce": who.claim.nonce, "expires_s": now + NONCE_MEMORY_S} for who, now in batch]
+    if one_by_one:
+        for place, row in enumerate(rows):
+            if answers[place] is None and connection.execute(_KEEP, row).rowcount != 1:
+                answers[place] = _sent_before(str(row["host"]))
+    else:
+        fresh = [row for row, answer in zip(rows, answers, strict=True) if answer is None]
+        if fresh and connection.execute(_KEEP, fresh).rowcount != len(fresh):
+            return None
+    # In one order, so that two servers do not wait for each other's rows.
+    seen = {who.claim.host: now for (who, now), answer in zip(batch, answers, strict=True) if answer is None}
+    if seen:
         connection.execute(_SEEN, [{"k_name": host, "at": seen[host]} for host in sorted(seen)])
     return answers
 
 
-def _sent_before(host: str, cause: Exception | None = None) -> TrustError:
-    error = TrustError(f"the request was sent before; {host} must sign each one anew")
-    error.__cause__ = cause
-    return error
+def _sent_before(host: str) -> TrustError:
+    return TrustError(f"the request was sent before; {host} must sign each one anew")
 
 
-_KEEP = insert(NonceRow)
+# SQLite and PostgreSQL both know this, and count what was not there before.
+_KEEP = text("INSERT INTO nonces (host, nonce, expires_s) VALUES (:host, :nonce, :expires_s) ON CONFLICT DO NOTHING")
 _SEEN = update(HostRow.__table__).where(HostRow.__table__.c.name == bindparam("k_name")).values(  # type: ignore[arg-type]
     seen_s=bindparam("at"))

@@ -69,6 +69,18 @@ async def test_many_at_once_are_kept_by_few_transactions(database: Database) -> 
         assert session.scalars(select(HostRow.seen_s).distinct()).all() == [NOW]
 
 
+async def test_a_replay_among_others_is_refused_alone(database: Database) -> None:
+    keys = {f"h{n}": enrol(database, f"h{n}") for n in range(10)}
+    signatures = Signatures(database)
+    replayed = signed(keys["h3"], "h3")
+    assert await ask(signatures, replayed, *keys) == "h3"
+    asked = [replayed if host == "h3" else signed(key, host) for host, key in keys.items()]
+    found = await asyncio.gather(*(ask(signatures, one, *keys) for one in asked), return_exceptions=True)
+    assert [one for one in found if isinstance(one, str)] == [host for host in keys if host != "h3"]
+    assert [str(one) for one in found if isinstance(one, TrustError)] == [
+        "the request was sent before; h3 must sign each one anew"]
+
+
 async def test_a_key_that_was_replaced_elsewhere_is_believed_no_more(database: Database) -> None:
     old = enrol(database, "alpha")
     signatures = Signatures(database)
