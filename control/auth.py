@@ -1,7 +1,6 @@
-"""Who is asking: hosts by signature, machines without a key by a one-time secret, administrators by token; I/O.
+"""Who may join and who administers: machines without a key by a one-time secret, people by token; I/O.
 
-The rules of the signature itself are plumbing.hostauth; this module adds what needs a memory: keys, nonces, claims.
-The protocol is docs/protocols/host-api.md.
+Hosts are known by their signatures (control.signatures). The protocol is docs/protocols/host-api.md.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import delete, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from control.database import Database, EventRow, HostRow, NonceRow, OrderRow, TokenRow
@@ -25,9 +23,7 @@ from control.progress import OPEN_STATES
 from fleet.hosts import Host
 from plumbing import clock, hostauth
 from plumbing.errors import NotFoundError, TrustError, UsageError
-from plumbing.hostauth import Claim
 
-NONCE_MEMORY_S = 2 * hostauth.WINDOW_S
 TOKEN_LIFETIME_S = 86_400.0
 """How long a token that `reroot host add` printed can be used, in seconds, unless it is told otherwise."""
 
@@ -43,42 +39,6 @@ class Enrolment:
     proof: str | None = None
     order: str | None = None
     nonce: str | None = None
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A request of somebody who says that he is a host: the claim, and the key that this host enrolled."""
-
-    claim: Claim
-    key: Ed25519PublicKey
-
-
-def claimed(database: Database, listed: Collection[str], headers: Mapping[str, str], now: float) -> Claimed:
-    """Return what a request claims when it can hold, before its body is read; `listed` are the hosts of hosts.toml.
-
-    Raises TrustError. A host that is not listed any more is nobody, whatever key it enrolled.
-    """
-    claim = hostauth.read_claim(headers)
-    hostauth.check_time(claim, now)
-    with database.reading() as session:
-        text = session.scalar(select(HostRow.public_key).where(HostRow.name == claim.host))
-    if text is None or claim.host not in listed:
-        raise TrustError("the request is not signed by an enrolled host; enrol it with `reroot host add` first")
-    return Claimed(claim, Ed25519PublicKey.from_public_bytes(base64.b64decode(text)))
-
-
-def authenticate(database: Database, who: Claimed, method: str, target: str, body: bytes, now: float) -> str:
-    """Return the name of the host that signed this request and did so for the first time; raises TrustError."""
-    claim = who.claim
-    hostauth.verify(claim, who.key, now, method, target, body)
-    try:
-        with database.session() as session:
-            session.add(NonceRow(host=claim.host, nonce=claim.nonce, expires_s=now + NONCE_MEMORY_S))
-            session.flush()
-            session.execute(update(HostRow).where(HostRow.name == claim.host).values(seen_s=now))
-    except IntegrityError as error:
-        raise TrustError(f"the request was sent before; {claim.host} must sign each one anew") from error
-    return claim.host
 
 
 def forget_old_nonces(database: Database, now: float) -> None:

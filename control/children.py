@@ -10,7 +10,7 @@ import asyncio
 import logging
 import multiprocessing
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -30,11 +30,12 @@ DEATHS_WINDOW_S = 60.0
 
 
 class _Child:
-    def __init__(self, site: Site, listener: socket.socket) -> None:
+    def __init__(self, site: Site, listener: socket.socket, database: str, count: int) -> None:
         self._lifeline, theirs = multiprocessing.Pipe()
         spawn = multiprocessing.get_context("spawn")
         self.process: SpawnProcess = spawn.Process(
-            target=content.main, args=(str(site.root), listener, theirs), name="reroot-content", daemon=True)
+            target=content.main, args=(str(site.root), listener, theirs, database, count),
+            name="reroot-content", daemon=True)
         self.process.start()
         theirs.close()
 
@@ -75,12 +76,20 @@ async def _readable_number(number: int) -> None:
 
 
 @asynccontextmanager
-async def serving(site: Site, listener: socket.socket, count: int) -> AsyncIterator[asyncio.Task[None]]:
-    """Keep `count` content processes up inside the block; the task ends only by raising, when they keep dying."""
-    children = [_Child(site, listener) for _ in range(count)]
+async def serving(
+    site: Site, listener: socket.socket, count: int, database: str,
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Keep `count` content processes up inside the block; the task ends only by raising, when they keep dying.
+
+    `database` is the URL of where the tickets are that they look at.
+    """
+    def make() -> _Child:
+        return _Child(site, listener, database, count)
+
+    children = [make() for _ in range(count)]
     try:
         await asyncio.gather(*(child.ready() for child in children))
-        watch = asyncio.create_task(_watch(site, listener, children))
+        watch = asyncio.create_task(_watch(make, children))
         try:
             yield watch
         finally:
@@ -91,7 +100,7 @@ async def serving(site: Site, listener: socket.socket, count: int) -> AsyncItera
         await asyncio.gather(*(child.stop() for child in children))
 
 
-async def _watch(site: Site, listener: socket.socket, children: list[_Child]) -> None:
+async def _watch(make: Callable[[], _Child], children: list[_Child]) -> None:
     deaths: list[float] = []
     while True:
         ends = {asyncio.create_task(child.ended()): place for place, child in enumerate(children)}
@@ -108,5 +117,5 @@ async def _watch(site: Site, listener: socket.socket, children: list[_Child]) ->
                 raise CommandError(f"the content server died {MAX_DEATHS} times in a minute (status "
                                    f"{children[place].process.exitcode}); look for the reason above")
             log.error("a content process died (status %s) and is started again", children[place].process.exitcode)
-            children[place] = _Child(site, listener)
+            children[place] = make()
             await children[place].ready()

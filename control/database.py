@@ -6,23 +6,26 @@ short and run in worker threads; the event loop never waits for the disk.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Index, MetaData, String, Text, create_engine, event, select
+from sqlalchemy import JSON, Engine, Index, MetaData, String, Text, create_engine, event, func, select
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from plumbing.errors import ConfigError, DiskError
 from throttle import tables as throttle_tables
+from throttle.repository import READING
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 """How long one writer waits for another before SQLite gives up, in milliseconds."""
 
-READING = "reroot_reading"
+MIGRATION_LOCK = 0x7265726F6F74
+"""The advisory lock of PostgreSQL that whoever migrates holds."""
 
 Json = dict[str, Any]
 
@@ -138,12 +141,16 @@ class Database:
         try:
             self.engine: Engine = create_engine(url, connect_args=_arguments(url))
         except (ArgumentError, ImportError) as error:
-            raise ConfigError(f"[server] database = {url!r} cannot be used ({error}); leave it out to use "
+            shown = re.sub(r"//[^@/]*@", "//…@", url)  # a password may be in it
+            raise ConfigError(f"[server] database = {shown!r} cannot be used ({error}); leave it out to use "
                               "SQLite in the site's state folder") from error
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_immediately)
+        else:
+            event.listen(self.engine, "connect", _prepare_postgresql)
         self.url = url
+        self.name = self.engine.url.render_as_string(hide_password=True)
 
     def migrate(self) -> None:
         """Bring the tables to this version's shape; raises DiskError when the database cannot be written."""
@@ -155,14 +162,16 @@ class Database:
         settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         try:
             with self.engine.connect() as connection:
+                if self.engine.dialect.name == "postgresql":  # two servers that start at once take turns
+                    connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 settings.attributes["connection"] = connection
                 command.upgrade(settings, "head")
                 connection.commit()
         except OperationalError as error:
-            raise DiskError(f"the database {self.url} cannot be opened for writing ({error.orig}); check the "
+            raise DiskError(f"the database {self.name} cannot be opened for writing ({error.orig}); check the "
                             "folder's owner and free space") from error
         except AlembicError as error:
-            raise ConfigError(f"the database {self.url} was made by another version of reroot ({error}); "
+            raise ConfigError(f"the database {self.name} was made by another version of reroot ({error}); "
                               "run the newer reroot, or restore the backup that belongs to this one") from error
 
     @contextmanager
@@ -203,6 +212,14 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    # What was answered must be on disk, whatever the server's own default is.
+    cursor = connection.cursor()
+    cursor.execute("SET synchronous_commit TO on")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_immediately(connection: Any) -> None:

@@ -46,7 +46,7 @@ def _under_way(site: Site, now: float) -> list[Need]:
                 OrderRow.state.in_(OPEN_STATES) | (OrderRow.expires_s > now))).all()
             rollouts = session.scalars(select(RolloutRow).where(RolloutRow.status.not_in(FINAL))).all()
     except SQLAlchemyError as error:
-        raise DiskError(f"the server's database {database.url} cannot be read, so nobody knows which orders are open; "
+        raise DiskError(f"the server's database {database.name} cannot be read, so nobody knows which orders are open; "
                         "nothing was removed; check it and try again") from error
     finally:
         database.close()

@@ -31,6 +31,7 @@ from rollout import plan as planning
 from rollout import record
 from rollout.capacity import Load
 from rollout.executor import FINAL, Command, Event, Failed, Halt, Healthy, Pace, Phase, State, step
+from throttle.records import Lease
 
 log = logging.getLogger("reroot.rollouts")
 SWEEP_NONCES_S = 60.0
@@ -74,6 +75,8 @@ class Rollouts:
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._nudged = asyncio.Event()
+        self._silent: dict[str, str] = {}
+        self._silent_lock = threading.Lock()
 
     # -- what administrators do ---------------------------------------------------------------------------------
 
@@ -144,12 +147,37 @@ class Rollouts:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._nudged.wait(), self._defaults.tick_s)
 
+    def holder_silent(self, lease: Lease) -> None:
+        """Charge a host that fell silent with a ticket in its hand to the rollout that it is in; from any thread.
+
+        The next tick does it: a host that is in no rollout's flight is nobody's failure.
+        """
+        with self._silent_lock:
+            self._silent[lease.holder] = (f"said nothing for {lease.lifetime_s} s while it held the ticket "
+                                          f"{lease.ticket} of {lease.service}, which is quarantined")
+        self.nudge()
+
+    def _charge_silent(self, moving: Sequence[str], now: float) -> None:
+        with self._silent_lock:
+            silent, self._silent = self._silent, {}
+        if not silent:
+            return
+        failures = [Failed(host, why) for host, why in silent.items()]
+        for rollout in moving:
+            try:
+                self._advance(rollout, now, failures)  # the executor takes those that are in flight
+            except (RerootError, OSError, OperationalError):
+                with self._silent_lock:
+                    self._silent = {**silent, **self._silent}
+                raise
+
     def tick(self, now: float) -> None:
         """Close overdue orders, then give every rollout one step."""
         for order in book.sweep(self._database, now):
             log.warning("order %s of %s: %s", order.id, order.host, order.message)
         with self._database.reading() as session:
             moving = [row.id for row in _unfinished(session)]
+        self._charge_silent(moving, now)
         for rollout in moving:
             try:
                 self._advance(rollout, now, [])

@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -30,16 +31,20 @@ from control.catalogue import SiteCatalogue
 from control.config import Config, split_listen
 from control.database import Database, url_for
 from control.files import Library
+from control.gate import Gate, boot_id
 from control.notify import keep_watchdog, notify
 from control.orders import Issuer
 from control.parts import Directory, Parts
 from control.patience import PatientOnce
 from control.rollouts import Rollouts
+from control.signatures import Signatures
 from control.site import Site
+from control.ticket_door import TicketDoor
 from fleet.hosts import HostsFile
 from plumbing.errors import BusyError, ConfigError, RerootError
 from throttle.repository import SqlRepository
 from throttle.service import TicketService
+from throttle.upkeep import Upkeep
 
 log = logging.getLogger("reroot.serve")
 
@@ -48,7 +53,6 @@ GRACE_S = 3
 
 KEEP_ALIVE_S = 65
 BACKLOG = 1024
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class _Uvicorn(uvicorn.Server):
@@ -100,8 +104,9 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         parts.issuer.check()
         for problem in await asyncio.to_thread(parts.problems):
             log.warning("%s", problem)
-        watch = await stack.enter_async_context(children.serving(site, files, config.server.content_processes))
-        connection: Any = partial(PatientOnce, door=door.Door())  # uvicorn wants a class, and calls it
+        watch = await stack.enter_async_context(children.serving(
+            site, files, config.server.content_processes, database.url))
+        connection: Any = partial(_connection, parts, door.Door())  # uvicorn wants a class, and calls it
         server = _Uvicorn(uvicorn.Config(
             application(parts), http=connection, lifespan="off", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
@@ -109,6 +114,7 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         await stack.enter_async_context(boot_services.running(parts))
         tasks = [
             watch, asyncio.create_task(server.serve([api])), asyncio.create_task(parts.rollouts.run(stop)),
+            asyncio.create_task(parts.tickets.run(stop)), asyncio.create_task(Upkeep(parts.tickets).run(stop)),
             asyncio.create_task(_keep_catalogue(catalogue, config.catalogue.refresh_s, stop)),
             asyncio.create_task(keep_watchdog(stop)),
         ]
@@ -127,20 +133,30 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         _raise_first(tasks)
 
 
+def _connection(parts: Parts, entrance: door.Door, **uvicorns: Any) -> TicketDoor:
+    """Return what answers a new connection: tickets at once, everything else by uvicorn."""
+    return TicketDoor(parts, entrance, uvicorns["server_state"], partial(PatientOnce, door=entrance, **uvicorns))
+
+
 def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCatalogue) -> Parts:
     """Put together what the handlers share; raises ConfigError for a file that is wrong."""
     hosts_file = HostsFile(site.hosts)
     issuer = Issuer(database, catalogue, site.orders_key, site.precious, config)
-    repository = SqlRepository(database.engine, _BOOT_ID.read_text().strip())
+    repository = SqlRepository(database.engine, boot_id())
     bell = Bell()
-    tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()))
+    rollouts = Rollouts(database, hosts_file, issuer, config.rollout, bell.ring)
+    # One thread writes what is written often, so that its transactions follow one another without a lock to wait for.
+    writer = ThreadPoolExecutor(1, "reroot-writer")
+    tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()),
+                            on_silent=rollouts.holder_silent, executor=writer)
     configuration.check_services(config.orders.services, tickets.names())
     configuration.check_services(config.fleetlock.groups.values(), tickets.names(), "[fleetlock] groups")
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
         issuer=issuer, tickets=tickets,
-        rollouts=Rollouts(database, hosts_file, issuer, config.rollout, bell.ring),
+        rollouts=rollouts,
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
+        signatures=Signatures(database, writer), gate=Gate(database, boot_id()),
     )
 
 

@@ -145,8 +145,9 @@ class Stager:
     def _sources(self, digest: str, tickets: tuple[Ticket, ...] = ()) -> list[tuple[FrameSource, ...]]:
         from imaging.sources import HttpSource
 
-        urls = (ticket.url for ticket in tickets if ticket.url)
-        return [tuple(HttpSource(url, digest) for url in group) for group in servers.groups(self.order, urls)]
+        shown = {ticket.url.rstrip("/"): ticket.headers() for ticket in tickets if ticket.url}
+        return [tuple(HttpSource(url, digest, shown.get(url)) for url in group)
+                for group in servers.groups(self.order, shown)]
 
     def _fetch_frames(self, release: Release, index: Index, stage: StageWriter, todo: list[int],
                       tickets: tuple[Ticket, ...]) -> dict[str, object]:

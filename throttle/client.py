@@ -47,6 +47,10 @@ class Ticket:
         """Seconds until the lease has ended, unless it is renewed; not above 0 when it was lost."""
         return self._life.ends_s - clock.monotonic()
 
+    def headers(self) -> dict[str, str]:
+        """Return what shows this ticket to a content server, which refuses it when it is live no more."""
+        return {"Reroot-Ticket": self.ticket}
+
     def check(self) -> None:
         """Raise RefusedError when the ticket was lost: the slot may be another's by now."""
         if self.left_s() <= 0:

@@ -1,128 +1,135 @@
-"""Who gets which ticket: a pool and `now` in, a pool and a lease out. Pure.
+"""Who gets which ticket: a view, a request and `now` in, changes out. Pure; docs/machines/ticket.dot draws it.
 
-`now` is seconds on a clock that never jumps; only differences count. The number of the last ticket is
-part of the value, so a fence can only grow for as long as the caller stores what it was given back.
+`now` is seconds on a clock that never jumps; only differences count. No rule changes the view: the caller folds the
+changes into it, writes them down, and undoes them when they cannot be written. (`choice` moves a round robin's
+credits on, which nobody's promise depends on.)
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from plumbing.errors import BusyError, RefusedError
-from throttle.tickettab import Provider, Service
+from plumbing.errors import RefusedError, UsageError
+from throttle import choice
+from throttle.records import Change, Lease, Offer, fence_of
+from throttle.tickettab import MAX_LIFETIME_S, Service
+from throttle.view import Pool, View
 
-MAX_RETRY_S = 60.0
-"""Slots mostly come back long before a lease would expire, so nobody is told to wait longer than this."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """One slot of `provider`, held by `holder` until `expires_s` on the clock `now` is from."""
-
-    service: str
-    provider: str
-    fence: int
-    holder: str
-    lifetime_s: int
-    expires_s: float
-
-    @property
-    def ticket(self) -> str:
-        """The ticket's name: `${ticket%_*}` is the provider."""
-        return f"{self.provider}_{self.fence:03d}"
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A service with its leases; `credits` is the state of the round robin, `last_fence` the site's last ticket."""
-
-    service: Service
-    leases: tuple[Lease, ...] = ()
-    last_fence: int = 0
-    credits: Mapping[str, int] = field(default_factory=dict)
-
-    def free(self) -> dict[str, int]:
-        """Slots nobody holds, per provider; 0 also where more are held than there are slots now."""
-        taken = Counter(lease.provider for lease in self.leases)
-        return {p.name: max(0, p.slots - taken[p.name]) for p in self.service.providers}
+MAX_QUARANTINED = 1000
+"""Quarantined tickets of one service that are kept to be shown; the oldest go first."""
+QUARANTINED_S = 86_400.0
+"""How long a quarantined ticket is shown, in seconds."""
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks, and which providers share its subnet."""
+    """Who asks, from where, and which providers share how many bits of a subnet's prefix with it."""
 
     host: str
-    near: Collection[str] = frozenset()
+    near: Mapping[str, int] = field(default_factory=dict)
+    address: str = ""
 
 
-def expire(pool: Pool, now: float) -> Pool:
-    """Drop the leases whose time is over."""
-    return replace(pool, leases=tuple(lease for lease in pool.leases if lease.expires_s > now))
+def acquire(
+    view: View, service: Service, asker: Asker, now: float, *, wall: float | None = None, down: Collection[str] = (),
+) -> tuple[list[Change], Lease] | None:
+    """Lease a slot to `asker`, or renew the one it has; None when no slot is free.
 
-
-def acquire(pool: Pool, asker: Asker, now: float) -> tuple[Pool, Lease]:
-    """Lease a slot to `asker`, or renew the one it has; raises BusyError when none is free."""
-    pool = expire(pool, now)
-    held = next((lease for lease in pool.leases if lease.holder == asker.host), None)
+    `wall` is the time that people read; providers that are `down` are left out.
+    """
+    pool = view.pool(service.name)
+    held = pool.held.get(asker.host)
     if held is not None:
-        return _renewed(pool, held, now)
-    free = {name: slots for name, slots in pool.free().items() if slots}
-    if not free:
-        raise _busy(pool, now)
-    near = {name: slots for name, slots in free.items() if name in asker.near}
-    candidates = {asker.host: free[asker.host]} if asker.host in free else near or free
-    provider, credits = _next_in_round(candidates, pool.credits)
-    lifetime_s = pool.service.lifetime_s
-    lease = Lease(pool.service.name, provider, pool.last_fence + 1, asker.host, lifetime_s, now + lifetime_s)
-    return replace(pool, leases=(*pool.leases, lease), last_fence=lease.fence,
-                   credits=_forget_gone(credits, pool.service.providers)), lease
+        return _renewed(service, held, now)
+    left = choice.free(service, pool, now, down)
+    if not left:
+        return None
+    provider = choice.choose(asker.host, asker.near, left, pool.turns)
+    lease = Lease(service.name, provider, view.last_fence + 1, asker.host, service.lifetime_s,
+                  now + service.lifetime_s, wall, asker.address, service.bandwidth)
+    return [*_out_of_quarantine(pool, asker.host), Change(None, lease)], lease
 
 
-def renew(pool: Pool, ticket: str, holder: str, now: float) -> tuple[Pool, Lease]:
-    """Begin the lifetime of a live ticket anew; raises RefusedError when it is not `holder`'s any more."""
-    pool = expire(pool, now)
-    return _renewed(pool, held_by(pool, ticket, holder), now)
+def renew(view: View, service: Service | None, ticket: str, holder: str, now: float) -> tuple[list[Change], Lease]:
+    """Begin the lifetime of a live ticket anew; raises RefusedError when it is not `holder`'s any more.
+
+    `service` is the ticket's, None when the tickettab has it no more: then its holders go on as they began.
+    """
+    lease = _named(view, ticket)
+    if lease is None or lease.holder != holder or lease.quarantined:
+        raise RefusedError(_not_held(lease, ticket, holder))
+    return _renewed(service or Service(lease.service, lease.lifetime_s, (), bandwidth=lease.bandwidth), lease, now)
 
 
-def release(pool: Pool, ticket: str, holder: str, now: float) -> Pool:
+def release(view: View, ticket: str, holder: str) -> list[Change]:
     """Give a ticket back; one that has ended already is nobody's loss. Raises RefusedError on another's."""
-    pool = expire(pool, now)
-    if all(lease.ticket != ticket for lease in pool.leases):
-        return pool
-    gone = held_by(pool, ticket, holder)
-    return replace(pool, leases=tuple(lease for lease in pool.leases if lease != gone))
+    lease = _named(view, ticket)
+    if lease is None:
+        return []
+    if lease.holder != holder:
+        raise RefusedError(_not_held(lease, ticket, holder))
+    return [Change(lease, None)]
 
 
-def held_by(pool: Pool, ticket: str, holder: str) -> Lease:
-    """Return the lease `ticket` names; raises RefusedError unless `holder` has it."""
-    for lease in pool.leases:
-        if lease.ticket == ticket and lease.holder == holder:
-            return lease
-    raise RefusedError(f"{holder} does not hold ticket {ticket} (any more); stop using its provider and get a new one")
+def expire(view: View, service: str, now: float) -> list[Change]:
+    """Return the change for one thing whose time is over, an empty list when there is none.
+
+    A ticket that was not given back is quarantined: its slot is free, and its number stays refused and is shown.
+    """
+    pool = view.pool(service)
+    lease = pool.overdue(view.records, now)
+    if lease is not None:
+        crowded = [next(iter(pool.quarantined.values()))] if len(pool.quarantined) >= MAX_QUARANTINED else []
+        gone = [*crowded, *([pool.quarantined[lease.holder]] if lease.holder in pool.quarantined else [])]
+        return [*(Change(old, None) for old in dict.fromkeys(gone)), Change(lease, replace(lease, quarantined=True))]
+    old = next(iter(pool.quarantined.values()), None)
+    if old is not None and old.expires_s + QUARANTINED_S <= now:
+        return [Change(old, None)]
+    for offer in pool.offers.values():
+        if offer.expires_s <= now:
+            return [Change(offer, None)]
+    return []
 
 
-def _renewed(pool: Pool, lease: Lease, now: float) -> tuple[Pool, Lease]:
-    lifetime_s = pool.service.lifetime_s
-    fresh = replace(lease, lifetime_s=lifetime_s, expires_s=now + lifetime_s)
-    return replace(pool, leases=tuple(fresh if one == lease else one for one in pool.leases)), fresh
+def offer(
+    view: View, service: Service, provider: str, slots: int, url: str, lifetime_s: int, now: float,
+) -> list[Change]:
+    """Register `provider` for `lifetime_s` seconds, or anew; raises RefusedError when the service takes no offers."""
+    if not service.offer_slots:
+        raise RefusedError(f"service {service.name} takes no offers; write `offer_slots = N` for it into the site's "
+                           "tickettab.toml")
+    if not 1 <= lifetime_s <= MAX_LIFETIME_S or not 1 <= slots <= service.offer_slots:
+        raise UsageError(f"an offer to {service.name} has 1 to {service.offer_slots} slots and a lifetime of 1 to "
+                         f"{MAX_LIFETIME_S} s, not {slots} slots and {lifetime_s} s")
+    before = view.pool(service.name).offers.get(provider)
+    return [Change(before, Offer(service.name, provider, slots, url, lifetime_s, now + lifetime_s))]
 
 
-def _busy(pool: Pool, now: float) -> BusyError:
-    slots = sum(provider.slots for provider in pool.service.providers)
-    first = min((lease.expires_s - now for lease in pool.leases), default=MAX_RETRY_S)
-    return BusyError(f"all {slots} tickets of {pool.service.name} are taken; ask again later",
-                     retry_after_s=min(max(1.0, first / 10), MAX_RETRY_S))
+def withdraw(view: View, service: str, provider: str) -> list[Change]:
+    """End an offer; tickets for it go on until they end, and no new ones are granted."""
+    before = view.pool(service).offers.get(provider)
+    return [] if before is None else [Change(before, None)]
 
 
-def _next_in_round(free: Mapping[str, int], credits: Mapping[str, int]) -> tuple[str, dict[str, int]]:
-    """Smooth weighted round robin, as nginx has it: 8, 4 and 16 free slots give 2:1:4 without bursts."""
-    raised = {name: credits.get(name, 0) + slots for name, slots in free.items()}
-    chosen = max(raised, key=lambda name: raised[name])
-    raised[chosen] -= sum(free.values())
-    return chosen, {**credits, **raised}
+def _named(view: View, ticket: str) -> Lease | None:
+    lease = view.lease(fence_of(ticket))
+    return lease if lease is not None and lease.ticket == ticket else None
 
 
-def _forget_gone(credits: Mapping[str, int], providers: tuple[Provider, ...]) -> dict[str, int]:
-    return {p.name: credits[p.name] for p in providers if p.name in credits}
+def _renewed(service: Service, lease: Lease, now: float) -> tuple[list[Change], Lease]:
+    fresh = replace(lease, lifetime_s=service.lifetime_s, expires_s=now + service.lifetime_s,
+                    bandwidth=service.bandwidth)
+    return [Change(lease, fresh)], fresh
+
+
+def _out_of_quarantine(pool: Pool, holder: str) -> list[Change]:
+    back = pool.quarantined.get(holder)
+    return [] if back is None else [Change(back, None)]
+
+
+def _not_held(lease: Lease | None, ticket: str, holder: str) -> str:
+    if lease is not None and lease.holder == holder and lease.quarantined:
+        return (f"ticket {ticket} was not renewed in {lease.lifetime_s} s and is quarantined; stop using its provider "
+                "and get a new one")
+    return f"{holder} does not hold ticket {ticket} (any more); stop using its provider and get a new one"

@@ -3,14 +3,17 @@
     service hp-ux_patches 14400
     milton 8
 
-Source: the SAS paper, section Getticket; docs/protocols/tickets.md gives the limits.
+Source: the SAS paper, section Getticket; docs/protocols/tickets.md gives the limits. What has no place in this syntax
+is written as TOML beside it (`tickettab_toml`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plumbing.errors import ConfigError
+from plumbing.spelling import hint
 
 MAX_LIFETIME_S = 31_536_000
 MAX_SLOTS = 1_000_000
@@ -18,19 +21,43 @@ MAX_SLOTS = 1_000_000
 
 @dataclass(frozen=True)
 class Provider:
-    """Who serves, and to how many at once."""
+    """Who serves, and to how many at once; `health` is the URL that says whether it does, empty when none is asked."""
 
     name: str
     slots: int
+    health: str = ""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Slots follow measured load between `least` and `most`: one more below `low`, `factor` of them above `high`.
+
+    Loads are shares of what a provider bears, 0 to 1; a step is taken every `every_s` seconds at most.
+    """
+
+    least: int
+    most: int
+    low: float = 0.7
+    high: float = 0.9
+    factor: float = 0.5
+    every_s: float = 10.0
 
 
 @dataclass(frozen=True)
 class Service:
-    """Something only so many may use at once; `lifetime_s` is how long an unrenewed ticket lives."""
+    """Something only so many may use at once; `lifetime_s` is how long an unrenewed ticket lives.
+
+    `bandwidth` is what each ticket allows, in bytes per second, 0 for any. `offer_slots` is how many slots a provider
+    that registers at run time may have, 0 when none may. `groups` are the FleetLock groups that mean this service.
+    """
 
     name: str
     lifetime_s: int
     providers: tuple[Provider, ...]
+    bandwidth: int = 0
+    offer_slots: int = 0
+    groups: tuple[str, ...] = ()
+    adaptive: Adaptive | None = None
 
 
 def parse(text: str, where: str = "tickettab") -> dict[str, Service]:
@@ -57,26 +84,36 @@ def parse(text: str, where: str = "tickettab") -> dict[str, Service]:
     return services
 
 
+def unknown(name: str, services: Mapping[str, Service], where: str) -> str:
+    """Return the sentence about a service that `where` does not define: the nearest one, and all there are."""
+    if not services:
+        return f"there is no service {name[:80]!r}; {where} defines none"
+    near = hint(name, services, otherwise=" ").strip()
+    return (f"there is no service {name[:80]!r}; {where} defines {', '.join(services)}"
+            + (f"; {near}" if near else ""))
+
+
+def check_name(word: str, what: str, at: str) -> str:
+    """Return `word` when it can be a service's or provider's name; raises ConfigError that begins with `at`.
+
+    Underscores are fine in both: a ticket ends in one and digits, and `%_*` cuts at the last one.
+    """
+    # A ticket is one segment of a URL's path and one word of a shell script.
+    if not word or not word.isprintable() or "/" in word or len(word) > 200 or len(word.split()) != 1:
+        raise ConfigError(f"{at}: {what} {word[:80]!r} may have 1 to 200 printable characters, no blank and no slash")
+    return word
+
+
 def _service(words: list[str], at: str) -> Service:
     if len(words) != 3:
         raise ConfigError(f"{at}: {' '.join(words)!r} is not `service NAME LIFETIME-IN-SECONDS`")
-    return Service(_name(words[1], "service", at), _count(words[2], "lifetime", 1, MAX_LIFETIME_S, at), ())
+    return Service(check_name(words[1], "service", at), _count(words[2], "lifetime", 1, MAX_LIFETIME_S, at), ())
 
 
 def _provider(words: list[str], at: str) -> Provider:
     if len(words) != 2:
         raise ConfigError(f"{at}: {' '.join(words)!r} is neither `service NAME LIFETIME` nor `PROVIDER SLOTS`")
-    if "_" in words[0]:
-        raise ConfigError(f"{at}: provider {words[0]!r} has an underscore, so ${{ticket%_*}} could not find it; "
-                          "use its name without one")
-    return Provider(_name(words[0], "provider", at), _count(words[1], "slots", 0, MAX_SLOTS, at))
-
-
-def _name(word: str, what: str, at: str) -> str:
-    # A ticket is one segment of a URL's path and one word of a shell script.
-    if not word.isprintable() or "/" in word or len(word) > 200:
-        raise ConfigError(f"{at}: {what} {word[:80]!r} may have at most 200 printable characters and no slash")
-    return word
+    return Provider(check_name(words[0], "provider", at), _count(words[1], "slots", 0, MAX_SLOTS, at))
 
 
 def _count(word: str, what: str, low: int, high: int, at: str) -> int:

@@ -19,6 +19,7 @@ from fleet.hosts import Host, from_table
 from plumbing import clock
 from plumbing.errors import ConfigError, NotFoundError, UsageError
 from plumbing.spelling import hint
+from throttle.status import problems as ticket_problems
 
 router = APIRouter(prefix="/api/v1/admin", dependencies=[AdminRequest])
 
@@ -48,16 +49,16 @@ class OrderBody(Body):
 async def status(request: Request) -> Response:
     """Return counts, tickets, rollouts and what is wrong."""
     parts = parts_of(request)
-    services = [service.to_json() for service in await parts.tickets.status()]
+    services = await parts.tickets.status()
     rows = await asyncio.to_thread(book.host_rows, parts.database)
     hosts = parts.hosts.by_name
     return JSONResponse({
         "hosts": {"listed": len(hosts), "enrolled": sum(
             1 for name, row in rows.items() if name in hosts and row.public_key is not None)},
         "orders": await asyncio.to_thread(book.count_states, parts.database),
-        "tickets": services,
+        "tickets": [service.to_json() for service in services],
         "rollouts": await asyncio.to_thread(parts.rollouts.views, clock.wall()),
-        "problems": await asyncio.to_thread(parts.problems),
+        "problems": [*await asyncio.to_thread(parts.problems), *ticket_problems(services)],
     })
 
 

@@ -12,24 +12,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from control.api import admin, boot, fleetlock, hosts, rollouts, tickets
-from control.book import ConflictError
+from control.api.refusals import refusal
 from control.database import unwritable
 from control.parts import Parts
-from plumbing.errors import BusyError, DiskError, Kind, RerootError
+from plumbing.errors import DiskError, Kind, RerootError
 
 log = logging.getLogger("reroot.api")
 
-STATUSES: dict[Kind, int] = {
-    Kind.USAGE: 400, Kind.CORRUPT: 400, Kind.TRUST: 401, Kind.REFUSED: 403, Kind.NOT_FOUND: 404, Kind.BUSY: 429,
-    Kind.NETWORK: 502, Kind.CONFIG: 500, Kind.DISK: 500, Kind.COMMAND: 500, Kind.INTERNAL: 500,
-}
 _KINDS = {400: Kind.USAGE, 401: Kind.TRUST, 403: Kind.REFUSED, 404: Kind.NOT_FOUND, 405: Kind.USAGE, 413: Kind.USAGE,
           422: Kind.USAGE}
 
 
 def application(parts: Parts) -> FastAPI:
     """Return the API over `parts`."""
-    app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json",
+                  redirect_slashes=False)
     app.state.parts = parts
     for router in (hosts.router, tickets.router, fleetlock.router, boot.router, rollouts.router, admin.router):
         app.include_router(router)
@@ -47,15 +44,10 @@ def _answer(status: int, kind: Kind, sentence: str, headers: dict[str, str] | No
 
 async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, RerootError)
-    status = STATUSES[error.kind]
-    headers = {}
-    if isinstance(error, ConflictError):
-        status = 409
-    elif isinstance(error, BusyError):
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if status >= 500:
+    told = refusal(error)
+    if told.status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error.sentence)
-    return _answer(status, error.kind, error.sentence, headers)
+    return JSONResponse(told.body, told.status, told.headers)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from control import book, ipxe
 from control.api.hosts import envelope
 from control.database import OrderRow
+from control.gate import HEADER
 from control.orders import target_path
 from control.parts import Parts, parts_of
 from fleet.hosts import host_of
@@ -73,6 +74,8 @@ async def healthz(request: Request) -> Response:
 async def files(request: Request) -> Response:
     """Serve what the content server serves, so that a machine that knows one URL can start."""
     raw_path = request.scope["raw_path"].decode("latin-1")
+    if ticket := request.headers.get(HEADER):
+        await asyncio.to_thread(parts_of(request).gate.look, ticket)
     answer = await asyncio.to_thread(parts_of(request).library.find, raw_path)
     if answer.path is None:
         return Response(answer.body, media_type=answer.content_type, headers=dict(answer.headers))

@@ -74,7 +74,7 @@ async def call(path: str, request: Request) -> Response:
         known = ", ".join(parts.config.fleetlock.groups)
         return _error(404, Kind.UNKNOWN_GROUP, f"there is no group {error.args[0]}; [fleetlock] groups has {known}")
     try:
-        return await (_lock if locking else _unlock)(parts, service, host)
+        return await (_lock(parts, service, host, request) if locking else _unlock(parts, service, host))
     except BusyError as error:
         return _error(409, Kind.FULL, error.sentence, {"Retry-After": str(max(1, round(error.retry_after_s)))})
     except RerootError as error:
@@ -83,20 +83,16 @@ async def call(path: str, request: Request) -> Response:
         return _error(status, Kind.FAILED_LOCK if locking else Kind.FAILED_UNLOCK, error.sentence)
 
 
-async def _lock(parts: Parts, service: str, host: str) -> Response:
-    lease = await parts.tickets.get(service, host)
+async def _lock(parts: Parts, service: str, host: str, request: Request) -> Response:
+    lease = await parts.tickets.get(service, host, address=request.client.host if request.client else "")
     return JSONResponse({"ticket": lease.ticket, "lifetime_s": lease.lifetime_s})
 
 
 async def _unlock(parts: Parts, service: str, host: str) -> Response:
     """Give back what `host` holds of `service`; nothing held is what was wanted."""
-    for status in await parts.tickets.status():
-        shown = status.to_json()
-        leases = shown["leases"] if shown["service"] == service else []
-        assert isinstance(leases, list)
-        for lease in leases:
-            if lease["holder"] == host:
-                await parts.tickets.give_back(lease["ticket"], host)
+    lease = await parts.tickets.held(service, host)
+    if lease is not None:
+        await parts.tickets.give_back(lease.ticket, host)
     return JSONResponse({})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, TypeVar
 
 from fastapi import Depends
@@ -74,14 +73,12 @@ class Signed:
 async def signed(request: Request) -> Signed:
     """Check the signature of a request, and read its body only when it can hold; raises TrustError."""
     parts = parts_of(request)
-    who = await asyncio.to_thread(
-        auth.claimed, parts.database, parts.hosts.by_name, request.headers, clock.wall())
+    who = await parts.signatures.claimed(parts.hosts.by_name, request.headers, clock.wall())
     body = await read_body(request)
     raw: bytes = request.scope["raw_path"]
     query: bytes = request.scope["query_string"]
     target = raw.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
-    host = await asyncio.to_thread(
-        auth.authenticate, parts.database, who, request.method, target, body, clock.wall())
+    host = await parts.signatures.authenticate(who, request.method, target, body, clock.wall())
     mark_known(request)
     return Signed(host, body)
 

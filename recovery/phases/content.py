@@ -7,7 +7,7 @@ installation, the parts of the recovery image that go to the boot area.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from imaging.index import Frame
     from imaging.sources import FrameSource, StageSource
 
+Shown = Mapping[str, Mapping[str, str]]
+NOBODY: Shown = {}
 READERS = 2
 """Threads that read the stage back; the digest of one frame is made while the next is read."""
 
@@ -62,14 +64,16 @@ def servers_of(session: Session) -> list[FrameSource]:
     return [HttpSource(url, session.release.layer_digest) for url in content_urls(session)]
 
 
-def fetcher(session: Session, tickets: Iterable[str] = ()) -> FrameFetcher:
-    """Return what gives verified frames; `tickets` are the providers to ask before the servers of the order."""
+def fetcher(session: Session, shown: Shown = NOBODY) -> FrameFetcher:
+    """Return what gives verified frames; `shown` are the tickets' providers, which are asked before the others."""
     from imaging.fetch import FrameFetcher
     from imaging.sources import HttpSource
 
     assert session.release is not None
     digest, stage = session.release.layer_digest, stage_of(session)
-    remote = [tuple(HttpSource(url, digest) for url in group) for group in servers.groups(session.ordered, tickets)]
+    shown = {url.rstrip("/"): headers for url, headers in shown.items()}
+    remote = [tuple(HttpSource(url, digest, shown.get(url)) for url in group)
+              for group in servers.groups(session.ordered, shown)]
     return FrameFetcher([*([stage] if stage is not None else []), *remote],
                         note=lambda sentence: session.log.say("restore", sentence))
 

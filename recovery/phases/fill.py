@@ -24,15 +24,18 @@ def mount_root(session: Session) -> Path:
 
 
 @contextmanager
-def _tickets(session: Session, needed: bool) -> Iterator[tuple[str, ...]]:
-    """Hold the tickets that the order asks for while frames are fetched; yields their providers' URLs."""
+def _tickets(session: Session, needed: bool) -> Iterator[Mapping[str, Mapping[str, str]]]:
+    """Hold the tickets that the order asks for while frames are fetched; yields their providers' URLs.
+
+    With each URL come the headers that show its ticket there.
+    """
     if not needed or session.identity is None:
-        yield ()
+        yield {}
         return
     from recovery.tickets import held
 
     with held(session.identity, session.ordered.services, lambda text: session.log.say("restore", text)) as found:
-        yield tuple(ticket.url for ticket in found if ticket.url)
+        yield {ticket.url: ticket.headers() for ticket in found if ticket.url}
 
 
 def restore(session: Session) -> Mapping[str, object]:

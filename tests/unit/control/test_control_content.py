@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from servers import Server
+from servers import Machine, Server, wait_until
 
 from imaging.audit import audit
 from imaging.registry import Place, Registry
@@ -17,6 +19,7 @@ from imaging.release import Release
 from imaging.store import Store
 from imaging.transfer import receive
 from imaging.trusted import TrustedCatalogue
+from plumbing import clock
 from plumbing.http import Client
 
 
@@ -125,3 +128,69 @@ def test_boot_files(server: Server, base: str) -> None:
 def test_only_reading(server: Server, base: str) -> None:
     for method in ("PUT", "POST", "DELETE", "PATCH"):
         assert Client(base).request(method, "/v2/reroot/blobs/uploads/").status in (404, 405)
+
+
+TAB = "service root-dump 3600\ncontrol 10\nservice brief 1\ncontrol 10\n"
+
+
+def test_a_live_ticket_is_served_and_a_stale_or_foreign_one_is_refused(
+    base: str, server: Server, machine: Callable[[], Machine],
+) -> None:
+    server.site.tickettab.write_text(TAB)
+    host, path = machine().join(), f"/v2/reroot/blobs/{release_of(server).layer_digest}"
+    client = Client(base)
+
+    def shown(ticket: str) -> int:
+        span = {"Reroot-Ticket": ticket, "Range": "bytes=0-99"}
+        return client.request("GET", path, headers=span).status
+
+    first, brief = (host.client().post_json("/api/v1/tickets", {"service": name}).json()["ticket"]  # type: ignore[index]
+                    for name in ("root-dump", "brief"))
+    assert shown(first) == 206
+    wait_until(lambda: shown(brief) == 403)  # nobody renewed it
+    for wrong in (first.replace("control", "other"), "control_999999", "x", "control_" + "9" * 30, "' OR 1=1"):
+        assert shown(wrong) == 403, wrong
+    refused = client.request("GET", path, headers={"Reroot-Ticket": brief}).json()
+    assert "get a new one" in json.dumps(refused)
+    assert host.client().request("DELETE", f"/api/v1/tickets/{first}").status == 204
+    assert shown(first) == 403
+    assert client.request("GET", path).status == 200  # who has no ticket needs none
+
+
+def test_all_transfers_under_one_ticket_share_its_bandwidth(server: Server, machine: Callable[[], Machine]) -> None:
+    tab = server.site.tickettab.with_name("tickettab.toml")
+    tab.write_text("[service.slow]\nlifetime_s = 60\nbandwidth = 200_000\nprovider.control = 5\n")
+    host, path = machine().join(), f"/v2/reroot/blobs/{release_of(server).layer_digest}"
+    whole = Client(server.content).request("GET", path).body
+    ticket = host.client().post_json("/api/v1/tickets", {"service": "slow"}).json()
+    assert isinstance(ticket, dict)
+    began, headers = clock.monotonic(), {"Reroot-Ticket": str(ticket["ticket"])}
+    with ThreadPoolExecutor(2) as pool:
+        bodies = list(pool.map(lambda _: Client(server.content).request("GET", path, headers=headers).body, range(2)))
+    took = clock.monotonic() - began
+    assert bodies == [whole, whole]
+    assert took > 2 * len(whole) / 200_000 - 0.6  # a burst and the last pieces are not waited for
+    assert host.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
+    tab.unlink()
+
+
+def test_a_transfer_ends_when_its_ticket_does(server: Server, machine: Callable[[], Machine]) -> None:
+    tab = server.site.tickettab.with_name("tickettab.toml")
+    tab.write_text("[service.slow]\nlifetime_s = 60\nbandwidth = 131_072\nprovider.control = 5\n")
+    host = machine().join()
+    (server.site.boot / "big").write_bytes(bytes(1 << 20))
+    ticket = host.client().post_json("/api/v1/tickets", {"service": "slow"}).json()
+    assert isinstance(ticket, dict)
+    parts = urlsplit(server.content)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        shown = f"Reroot-Ticket: {ticket['ticket']}"
+        connection.sendall(f"GET /boot/files/big HTTP/1.1\r\nHost: x\r\n{shown}\r\n\r\n".encode())
+        got = len(connection.recv(65536))
+        assert host.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
+        try:
+            while piece := connection.recv(65536):
+                got += len(piece)
+        except ConnectionResetError:
+            pass
+    assert got < 1 << 20
+    tab.unlink()

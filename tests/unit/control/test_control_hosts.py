@@ -351,6 +351,49 @@ def test_tickets(machine: Make, server: Server) -> None:
     assert Client(server.api).post_json("/api/v1/tickets", {"service": "root-dump"}).status == 401
 
 
+def test_openapi_describes_tickets_as_they_are(machine: Make, server: Server) -> None:
+    told = server.get("/api/v1/openapi.json").json()
+    assert isinstance(told, dict)
+    get = told["paths"]["/api/v1/tickets"]["post"]
+    assert set(get["requestBody"]["content"]["application/json"]["schema"]["properties"]) == {"service"}
+    assert {one["name"] for one in get["parameters"]} >= {"Reroot-Host", "Reroot-Signature"}
+    assert set(get["responses"]) >= {"200", "400", "401", "404", "429"}
+    host = machine().join()
+    ticket = host.client().post_json("/api/v1/tickets", {"service": "root-dump"}).json()
+    assert isinstance(ticket, dict)
+    assert set(ticket) == set(told["components"]["schemas"]["TicketAnswer"]["required"])
+    assert host.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
+
+
+def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, server: Server) -> None:
+    tab = server.site.tickettab.with_name("tickettab.toml")
+    tab.write_text("[service.stage]\nlifetime_s = 60\noffer_slots = 1\nbandwidth = 500000\nprovider.control = 5\n")
+    near, far, asker = (machine() for _ in range(3))
+    for host, address in ((near, "10.9.1.1/24"), (far, "10.9.2.1/16"), (asker, "10.9.1.2/24")):
+        assert host.enrol(token=host.add(subnet=None, address=address)).status == 201
+    offer = {"slots": 1, "lifetime_s": 60, "url": "http://10.9.1.1:8081"}
+    for host in (far, near):
+        answer = host.client().request("PUT", "/api/v1/tickets/offers/stage", body=json.dumps(offer).encode())
+        assert answer.status == 204, answer.body
+    ticket = asker.client().post_json("/api/v1/tickets", {"service": "stage"}).json()
+    assert isinstance(ticket, dict)
+    assert (ticket["provider"], ticket["url"], ticket["bandwidth"]) == (near.name, "http://10.9.1.1:8081", 500000)
+    for wrong in ({**offer, "slots": 2}, {**offer, "url": "ftp://x"}, {**offer, "lifetime_s": 0}, {}):
+        bad = far.client().request("PUT", "/api/v1/tickets/offers/stage", body=json.dumps(wrong).encode())
+        assert bad.status == 400, wrong
+    elsewhere = far.client().request("PUT", "/api/v1/tickets/offers/root-dump", body=json.dumps(offer).encode())
+    assert elsewhere.status == 403
+    assert near.client().request("DELETE", "/api/v1/tickets/offers/stage").status == 204
+    services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+    shown = next(one for one in services if one["service"] == "stage")
+    assert [one["name"] for one in shown["providers"]] == ["control", far.name, near.name]  # its ticket is live still
+    assert asker.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
+    tab.write_text("[service.stage]\nlifetime_s = 0\n")
+    problems = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
+    assert any("tickettab.toml line 2: lifetime_s = 0" in one for one in problems)
+    tab.unlink()
+
+
 def test_the_site_is_private(server: Server) -> None:
     for path in (server.site.keys, server.site.state):
         assert path.stat().st_mode & 0o077 == 0

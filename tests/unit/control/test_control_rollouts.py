@@ -218,6 +218,27 @@ def test_a_catalogue_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: py
             work()
 
 
+def test_a_host_silent_with_a_ticket_in_its_hand_is_charged_to_its_rollout(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site")
+    publish_release(site, tmp_path)
+    site.tickettab.write_text("service root-dump 1\ncontrol 10\n")
+    with serving(site) as server:
+        hosts = machines(server, "si", 2)
+        rollout = start(server, hosts, interval_s=0, start_interval_s=0, blast_budget=1, failure_budget=1)
+        wait_until(lambda: any(host.order().status == 200 for host in hosts))
+        flying = next(host for host in hosts if host.order().status == 200)
+        other = next(host for host in hosts if host is not flying)
+        for host in (flying, other):  # both fall silent, and one of them is in flight
+            assert host.client().post_json("/api/v1/tickets", {"service": "root-dump"}).status == 200
+        wait_until(lambda: view(server, rollout)["phase"] == "halted")
+        failed = view(server, rollout)["failed"][0]  # type: ignore[index]
+        assert failed["host"] == flying.name
+        assert failed["reason"].startswith("said nothing for 1 s while it held the ticket control_00")
+        shown = server.admin("GET", "/status").json()["tickets"][0]  # type: ignore[index]
+        assert {one["holder"] for one in shown["quarantined"]} == {flying.name, other.name}
+        assert shown["leases"] == []
+
+
 def test_restart_keeps_state_and_repeats_nothing(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
     publish_release(site, tmp_path)

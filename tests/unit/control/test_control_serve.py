@@ -15,7 +15,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from servers import ROOT, Server, child_pids, content_pids, make_site, serving, wait_until
 from sqlalchemy import MetaData
@@ -23,11 +25,13 @@ from sqlalchemy import MetaData
 from cli.main import run
 from control import config as configuration
 from control import site as sites
-from control.database import Database, metadata
+from control.database import MIGRATIONS, Database, metadata
 from control.site import Site
 from imaging.catalogue import LIFETIME_S, Catalogue
 from plumbing import clock
 from plumbing.errors import ConfigError, RefusedError
+from throttle.records import Lease
+from throttle.repository import SqlRepository
 
 
 def reroot(*words: str) -> subprocess.CompletedProcess[str]:
@@ -151,6 +155,34 @@ def test_migrations_make_what_the_code_expects(tmp_path: Path) -> None:
         assert compare_metadata(MigrationContext.configure(connection), whole) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    database.close()
+
+
+@pytest.mark.parametrize("boot", ["of today", "of yesterday"])
+def test_live_tickets_are_kept_by_the_migration(tmp_path: Path, boot: str) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.connect() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0001")
+        for statement in (f"INSERT INTO ticket_counter VALUES (1, 80, '{boot}')",
+                          "INSERT INTO ticket_leases VALUES (79, 'dump', 'milton', 'alpha', 3600, 5000.5)",
+                          "INSERT INTO ticket_leases VALUES (80, 'xv', 'xv', 'beta', 60, 1060.0)"):
+            connection.exec_driver_sql(statement)
+        connection.commit()
+    database.migrate()
+    found = SqlRepository(database.engine, "of today").load(now=1000.0)
+    ends = (5000.5, 1060.0) if boot == "of today" else (4600.0, 1060.0)
+    assert (found.version, found.last_fence) == (0, 80)
+    assert list(found.records) == [Lease("dump", "milton", 79, "alpha", 3600, ends[0]),
+                                   Lease("xv", "xv", 80, "beta", 60, ends[1])]
+    with database.engine.connect() as connection:
+        settings.attributes["connection"] = connection
+        command.downgrade(settings, "0001")
+        kept = connection.exec_driver_sql("SELECT fence, holder FROM ticket_leases").all()
+        assert kept == [(79, "alpha"), (80, "beta")]
+        connection.commit()
     database.close()
 
 

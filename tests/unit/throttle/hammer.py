@@ -1,43 +1,45 @@
-"""One process of the repository's contract test: get and give back as fast as the disk allows, and say what it did.
+"""One process of the service's crash tests: get and give back as fast as the disk allows, and say what it did.
 
-Usage: hammer.py DATABASE NAME ROUNDS. Prints `got TICKET AFTER` and `back TICKET BEFORE` with monotonic seconds.
+Usage: hammer.py DATABASE-URL TICKETTAB NAME ROUNDS. Prints `got TICKET AFTER` and `back TICKET BEFORE` with monotonic
+seconds. Twenty hosts of this process ask at once, so that a commit holds many grants.
 """
 
+import asyncio
 import sys
 import time
-from functools import partial
+from pathlib import Path
 
-from sqlalchemy import create_engine
-
+from control.database import Database
 from plumbing.errors import BusyError
-from throttle import semaphore
 from throttle.repository import SqlRepository
-from throttle.semaphore import Asker, Lease, Pool
-from throttle.tickettab import Provider, Service
-
-SERVICE = Service("dump", 3600, (Provider("a", 1), Provider("b", 2)))
+from throttle.service import TicketService
 
 
-def main(database: str, name: str, rounds: int) -> None:
-    repository = SqlRepository(create_engine(f"sqlite:///{database}", connect_args={"timeout": 30}), "this boot")
-    held: list[Lease] = []
+class Nowhere:
+    def near(self, host: str, providers: frozenset[str]) -> dict[str, int]:
+        return {}
+
+    def url(self, provider: str) -> str:
+        return ""
+
+
+async def host(tickets: TicketService, name: str, rounds: int) -> None:
     for number in range(rounds):
-        asker = Asker(f"{name}{number}")
         try:
-            held.append(repository.change(SERVICE, 0.0, partial(semaphore.acquire, asker=asker, now=0.0)))
+            lease = await tickets.get("dump", name, wait_s=5.0)
         except BusyError:
-            pass
-        else:
-            print("got", held[-1].ticket, time.monotonic(), flush=True)
-        if held and number % 3:
-            back = held.pop(0)
-            print("back", back.ticket, time.monotonic(), flush=True)
+            continue
+        print("got", lease.ticket, time.monotonic(), flush=True)
+        if number % 4:
+            await asyncio.sleep(0)
+        print("back", lease.ticket, time.monotonic(), flush=True)
+        await tickets.give_back(lease.ticket, name)
 
-            def rule(pool: Pool, back: Lease = back) -> tuple[Pool, None]:
-                return semaphore.release(pool, back.ticket, back.holder, 0.0), None
 
-            repository.change(SERVICE, 0.0, rule)
+async def main(url: str, tab: str, name: str, rounds: int) -> None:
+    tickets = TicketService(SqlRepository(Database(url).engine, "this boot"), Path(tab), Nowhere())
+    await asyncio.gather(*(host(tickets, f"{name}{number}", rounds) for number in range(20)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))

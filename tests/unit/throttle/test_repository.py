@@ -1,117 +1,169 @@
-import os
+"""What every repository keeps to; the same tests run over SQLite and over a real PostgreSQL."""
+
 import sqlite3
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import create_engine, text
 
+from control.database import Database
 from plumbing.errors import BusyError, DiskError
-from throttle import semaphore
+from throttle import repository as repositories
+from throttle.records import Change, Lease, Offer, Record, Tuned
 from throttle.repository import SqlRepository
-from throttle.semaphore import Asker, Lease, Pool
-from throttle.tables import metadata
-from throttle.tickettab import Provider, Service
 
-HAMMER = Path(__file__).with_name("hammer.py")
-SERVICE = Service("dump", 3600, (Provider("a", 1), Provider("b", 2)))
+LEASE = Lease("dump", "milton", 1, "alpha", 60, 1060.0, 1.7e9, "10.1.0.11", 5_000_000)
+OFFER = Offer("dump", "alpha", 2, "http://alpha:8081", 600, 1600.0)
+TUNED = Tuned("dump", "milton", 12, "11 → 12: load 0.30", 1.7e9)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = create_engine(f"sqlite:///{tmp_path / 'reroot.db'}", connect_args={"timeout": 0.2})
-    metadata.create_all(made)
-    yield made
-    made.dispose()
+def repository(database: Database) -> SqlRepository:
+    made = SqlRepository(database.engine, "boot")
+    made.load(0.0)
+    return made
 
 
-def get(repository: SqlRepository, host: str, now: float = 0.0, service: Service = SERVICE) -> Lease:
-    return repository.change(service, now, lambda pool: semaphore.acquire(pool, Asker(host), now))
+@pytest.fixture
+def other(url: str) -> Iterator[SqlRepository]:
+    """The same tickets as another process of the same boot sees them."""
+    database = Database(url)
+    yield SqlRepository(database.engine, "boot")
+    database.close()
 
 
-def pool_of(repository: SqlRepository, now: float = 0.0) -> Pool:
-    return repository.change(SERVICE, now, lambda pool: (pool, pool))
+def records(repository: SqlRepository, now: float = 0.0) -> list[Record]:
+    return list(repository.load(now).records)
 
 
-def hammer(engine: Engine, name: str, rounds: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, str(HAMMER), str(engine.url.database), name, str(rounds)], text=True,
-                            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+def test_it_begins_empty(repository: SqlRepository) -> None:
+    found = repository.load(0.0)
+    assert (found.version, found.last_fence, list(found.records)) == (0, 0, [])
 
 
-def test_a_pool_comes_back_as_it_was_kept(engine: Engine) -> None:
-    kept = SqlRepository(engine, "boot")
-    leases = [get(kept, host, 5.0) for host in ("alpha", "beta", "gamma")]
-    again = pool_of(SqlRepository(engine, "boot"))
-    assert again.leases == tuple(leases)
-    assert again.last_fence == 3
-    assert sum(again.credits.values()) == 0
-    assert set(again.credits) == {"a", "b"}
+def test_what_is_committed_is_read_back_by_any_process(repository: SqlRepository, other: SqlRepository) -> None:
+    assert repository.commit(0, 1, [Change(None, one) for one in (LEASE, OFFER, TUNED)])
+    assert records(other) == [LEASE, OFFER, TUNED]
+    assert (other.load(0.0).version, other.load(0.0).last_fence) == (1, 1)
 
 
-def test_fences_belong_to_the_site_and_name_their_service(engine: Engine) -> None:
-    repository = SqlRepository(engine, "boot")
-    first, second = get(repository, "alpha"), get(repository, "alpha", service=replace(SERVICE, name="other"))
-    assert (first.fence, second.fence) == (1, 2)
-    assert [repository.service_of(fence) for fence in (1, 2, 3)] == ["dump", "other", None]
+def test_records_change_and_go(repository: SqlRepository, other: SqlRepository) -> None:
+    old: tuple[Record, ...] = (LEASE, OFFER, TUNED)
+    fresh: tuple[Record, ...] = (
+        replace(LEASE, expires_s=2000.0, quarantined=True), replace(OFFER, slots=1), replace(TUNED, why="less"))
+    repository.commit(0, 1, [Change(None, one) for one in (LEASE, OFFER, TUNED)])
+    assert repository.commit(1, 1, [Change(was, new) for was, new in zip(old, fresh, strict=True)])
+    assert records(other) == list(fresh)
+    assert repository.commit(2, 1, [Change(one, None) for one in fresh])
+    assert records(other) == []
 
 
-def test_a_rule_that_raises_changes_nothing(engine: Engine) -> None:
-    repository = SqlRepository(engine, "boot")
-    for host in ("alpha", "beta", "gamma"):
-        get(repository, host)
-    before = pool_of(repository)
-    with pytest.raises(BusyError, match="all 3 tickets"):
-        get(repository, "delta", 1.0)
-    assert pool_of(repository) == before
+def test_who_is_late_changes_nothing(repository: SqlRepository, other: SqlRepository) -> None:
+    assert repository.commit(0, 1, [Change(None, LEASE)])
+    late = replace(LEASE, holder="beta")
+    assert not other.commit(0, 1, [Change(None, late)])
+    assert records(other) == [LEASE]
+    assert other.commit(1, 2, [Change(None, replace(late, fence=2))])
 
 
-def test_after_a_reboot_every_lease_has_one_lifetime_anew(engine: Engine) -> None:
-    lease = get(SqlRepository(engine, "one boot"), "alpha", now=1_000_000.0)
-    pool = pool_of(SqlRepository(engine, "the next boot"), now=7.0)
-    assert pool.leases == (replace(lease, expires_s=7.0 + 3600),)
-    assert pool_of(SqlRepository(engine, "the next boot"), now=50.0) == pool
+def test_a_commit_of_nothing_says_whether_the_version_is_the_newest(
+    repository: SqlRepository, other: SqlRepository,
+) -> None:
+    assert repository.commit(0, 0, [])
+    other.commit(0, 1, [Change(None, LEASE)])
+    assert not repository.commit(0, 0, [])
+    assert repository.commit(1, 1, [])
+    assert repository.load(0.0).version == 1
 
 
-def test_two_processes_never_share_a_slot(engine: Engine) -> None:
-    both = [hammer(engine, name, 60) for name in ("x", "y")]
-    words = [line.split() for child in both for line in child.communicate()[0].splitlines()]
-    assert [child.returncode for child in both] == [0, 0]
-    got = [ticket for verb, ticket, _ in words if verb == "got"]
-    assert len(got) == len(set(got)) > 20
-    live = {"a": 0, "b": 0}
-    # A ticket is surely held from after it was got until before it is given back.
-    for _, verb, ticket in sorted((float(at), verb, ticket) for verb, ticket, at in words):
-        provider = ticket.partition("_")[0]
-        live[provider] += 1 if verb == "got" else -1
-        assert live["a"] <= 1
-        assert live["b"] <= 2
+def test_catching_up_reads_only_what_changed_and_in_order(repository: SqlRepository, other: SqlRepository) -> None:
+    gone = replace(LEASE, fence=2)
+    repository.commit(0, 2, [Change(None, LEASE), Change(None, gone), Change(None, OFFER), Change(None, TUNED)])
+    known = other.load(0.0).version
+    fresh = replace(LEASE, expires_s=2000.0)
+    repository.commit(1, 2, [Change(gone, None), Change(OFFER, None), Change(TUNED, None)])
+    repository.commit(2, 2, [Change(LEASE, fresh)])
+    caught = other.since(known, 0.0)
+    assert caught is not None
+    assert caught.version == 3
+    assert list(caught.told) == [(2, None), (OFFER.key, None), (TUNED.key, None), (1, fresh)]
+    assert other.since(3, 0.0) == repositories.Caught(3, [])
+    everything = other.since(0, 0.0)
+    assert everything is not None
+    assert dict(everything.told)[1] == fresh
 
 
-def test_kill_9_loses_no_grant_and_doubles_none(engine: Engine) -> None:
-    child = hammer(engine, "x", 10_000)
-    assert child.stdout is not None
-    seen = [child.stdout.readline().split() for _ in range(25)]
-    child.kill()
-    seen += [line.split() for line in child.stdout.read().splitlines()]
-    child.wait()
-    got, back = ({ticket for verb, ticket, _ in seen if verb == word} for word in ("got", "back"))
-    pool = pool_of(SqlRepository(engine, "this boot"))
-    assert got - back <= {lease.ticket for lease in pool.leases}
-    assert len(pool.leases) <= 3
-    assert all(count >= 0 for count in pool.free().values())
-    assert pool.last_fence >= max(int(ticket.partition("_")[2]) for _, ticket, _ in seen)
+def test_who_was_away_too_long_reads_everything(
+    repository: SqlRepository, other: SqlRepository, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repositories, "KEPT_VERSIONS", 3)
+    lease = LEASE
+    for version in range(101):
+        fresh = replace(lease, expires_s=float(version))
+        assert repository.commit(version, 1, [Change(lease if version else None, fresh)])
+        lease = fresh
+    assert other.since(50, 0.0) is None
+    assert other.since(98, 0.0) is not None
+    assert other.since(200, 0.0) is None  # a backup of the database was put back
 
 
-def test_a_locked_database_is_busy_and_a_missing_table_is_a_sentence(engine: Engine, tmp_path: Path) -> None:
-    other = sqlite3.connect(str(engine.url.database), isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+def test_times_of_another_clock_become_one_lifetime_from_now(repository: SqlRepository, url: str) -> None:
+    repository.commit(0, 1, [Change(None, LEASE), Change(None, OFFER)])
+    database = Database(url)
+    rebooted = SqlRepository(database.engine, "another boot")
+    later = [replace(LEASE, expires_s=7.0 + 60), replace(OFFER, expires_s=7.0 + 600)]
+    assert records(rebooted, now=7.0) == later
+    caught = rebooted.since(0, 7.0)
+    assert caught is not None
+    assert [record for _, record in caught.told] == later
+    database.close()
+
+
+def test_of_many_at_once_one_is_faster_each_time(repository: SqlRepository, url: str) -> None:
+    won: list[int] = []
+
+    def climb() -> None:
+        database = Database(url)
+        mine = SqlRepository(database.engine, "boot")
+        for _ in range(15):
+            version = mine.load(0.0).version
+            lease = replace(LEASE, fence=version + 1, holder=f"h{version}")
+            if mine.commit(version, version + 1, [Change(None, lease)]):
+                won.append(version)
+        database.close()
+
+    threads = [threading.Thread(target=climb) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == list(range(len(won)))
+    assert len(records(repository)) == len(won) == repository.load(0.0).version
+
+
+def test_answers_are_on_disk(database: Database) -> None:
+    sqlite = database.engine.dialect.name == "sqlite"
+    with database.engine.connect() as connection:
+        found = connection.execute(text("PRAGMA synchronous" if sqlite else "SHOW synchronous_commit")).scalar()
+    assert found == (2 if sqlite else "on")
+
+
+def test_a_locked_database_is_busy_and_a_missing_table_is_a_sentence(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'reroot.db'}")
+    database.migrate()
+    hasty = create_engine(database.url, connect_args={"timeout": 0.1})
+    SqlRepository(hasty, "boot").load(0.0)
+    holder = sqlite3.connect(tmp_path / "reroot.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(BusyError, match="another process"):
-        get(SqlRepository(engine, "boot"), "alpha")
-    other.close()
-    empty = create_engine(f"sqlite:///{tmp_path / 'empty.db'}")
+        SqlRepository(hasty, "boot").commit(0, 1, [Change(None, LEASE)])
+    holder.close()
+    hasty.dispose()
+    database.close()
+    empty = Database(f"sqlite:///{tmp_path / 'empty.db'}")
     with pytest.raises(DiskError, match="no such table"):
-        get(SqlRepository(empty, "boot"), "alpha")
-    empty.dispose()
+        SqlRepository(empty.engine, "boot").load(0.0)
+    empty.close()

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbing.errors import ConfigError
-from throttle.tickettab import Provider, Service, parse
+from throttle import tickettab_toml
+from throttle.tickettab import Adaptive, Provider, Service, parse, unknown
 
 PAPER = """\
 service hp-ux_patches 14400
@@ -35,7 +36,9 @@ def test_nothing_is_no_service() -> None:
     ("service dump 4h", 1, "'4h'"),
     ("service dump 0", 1, "'0'"),
     ("service dump ٣", 1, "'٣'"),
-    ("service dump 10\n\nmil_ton 8", 3, "'mil_ton'"),
+    ("service dump 10\n\nmil_ton 8_", 3, "'8_'"),
+    ("service dump 10\nmilton 99999999999999999999", 2, "'99999999999999999999'"),
+    ("service dump -5", 1, "'-5'"),
     ("service dump 10\nmilton -1", 2, "'-1'"),
     ("service dump 10\nmilton 1000001", 2, "'1000001'"),
     ("service dump 10\nmilton", 2, "'milton'"),
@@ -59,4 +62,71 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         return
     for service in services.values():
         assert service.lifetime_s > 0
-        assert all("_" not in p.name and p.slots >= 0 for p in service.providers)
+        assert all(p.name and "/" not in p.name and p.slots >= 0 for p in service.providers)
+
+
+MORE = """\
+[service.root-dump]
+lifetime_s = 3600
+bandwidth = 12_500_000
+offer_slots = 2
+groups = ["web", "db-1"]
+adaptive = { least = 2, most = 40, low = 0.5 }
+provider.hasbro = 4
+
+[service.root-dump.provider.milton]
+slots = 8
+health = "http://milton:8081/healthz"
+"""
+
+
+def test_toml_has_more_words() -> None:
+    assert tickettab_toml.parse(MORE) == {"root-dump": Service(
+        "root-dump", 3600, (Provider("hasbro", 4), Provider("milton", 8, "http://milton:8081/healthz")), 12_500_000, 2,
+        ("web", "db-1"), Adaptive(2, 40, 0.5))}
+    assert tickettab_toml.parse("") == {}
+
+
+@pytest.mark.parametrize(("old", "new", "line", "word"), [
+    ("lifetime_s = 3600", "", 1, "'root-dump'"),
+    ("lifetime_s = 3600", "lifetime_s = 0", 2, "0 must"),
+    ("lifetime_s = 3600", "lifetime_s = -1", 2, "-1 must"),
+    ("lifetime_s = 3600", "lifetime_s = true", 2, "True must"),
+    ("lifetime_s = 3600", "lifetime_s = \"4h\"", 2, "'4h' must"),
+    ("12_500_000", "10_000_000_000_000", 3, "10000000000000 must"),
+    ("12_500_000", "64_000", 3, "64000 must be a whole number from 131072"),
+    ("bandwidth", "bandwith", 3, "did you mean 'bandwidth'"),
+    ("offer_slots = 2", "offer_slots = 1.5", 4, "1.5 must"),
+    ('"web"', '"we b"', 5, "'we b'"),
+    ("least = 2", "least = 41", 6, "40 must be a whole number from 41"),
+    ("low = 0.5", "low = 0.95", 6, "low = 0.95 must be less than high = 0.9"),
+    ("low = 0.5", "low = nan", 6, "nan must"),
+    ("least = 2, ", "", 6, "'least'"),
+    ("provider.hasbro = 4", "provider.hasbro = -4", 7, "-4 must"),
+    ("provider.hasbro = 4", "provider.hasbro = 1000001", 7, "1000001 must"),
+    ('provider.hasbro = 4', 'provider."a/b" = 4', 7, "'a/b'"),
+    ("slots = 8", "slot = 8", 10, "did you mean 'slots'"),
+    ("slots = 8", "", 9, "'milton'"),
+    ("http://milton:8081/healthz", "ftp://milton", 11, "'ftp://milton'"),
+    ("http://milton:8081/healthz", "tcp://milton", 11, "'tcp://milton'"),
+])
+def test_a_mistake_in_toml_is_named_by_file_line_and_word(old: str, new: str, line: int, word: str) -> None:
+    text = MORE.replace(old, new, 1)
+    assert text != MORE
+    with pytest.raises(ConfigError) as caught:
+        tickettab_toml.parse(text, "site/tickettab.toml")
+    assert caught.value.sentence.startswith(f"site/tickettab.toml line {line}: ")
+    assert word in caught.value.sentence
+
+
+def test_toml_that_is_none_says_where() -> None:
+    with pytest.raises(ConfigError, match=r"site/tickettab.toml is not TOML: .*line 1"):
+        tickettab_toml.parse("service dump 60", "site/tickettab.toml")
+
+
+def test_an_unknown_service_is_answered_with_the_known_ones_and_the_nearest() -> None:
+    assert unknown("hpux_patches", parse(PAPER), "tickettab") == (
+        "there is no service 'hpux_patches'; tickettab defines hp-ux_patches, xv; did you mean 'hp-ux_patches'?")
+    assert unknown("quite-other", parse(PAPER), "tickettab") == (
+        "there is no service 'quite-other'; tickettab defines hp-ux_patches, xv")
+    assert unknown("x", {}, "tickettab") == "there is no service 'x'; tickettab defines none"
