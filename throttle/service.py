@@ -106,12 +106,6 @@ class TicketService:
         """Return the services as they stand in the tickettab now."""
         return self._tab.current()
 
-    def service_of_group(self, group: str) -> str | None:
-        """Return the service that a FleetLock group means: one that lists it, else one of the same name."""
-        services = self._tab.current()
-        listed = next((name for name, one in services.items() if group in one.groups), None)
-        return listed or (group if group in services else None)
-
     @property
     def problem(self) -> str | None:
         """What is wrong with the tickettab as it stands; the last good one is in force."""

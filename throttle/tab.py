@@ -55,7 +55,6 @@ class Tab:
         for name in more:
             if name in services:
                 raise ConfigError(f"{self._toml}: service {name!r} is in {self.path.name} too; keep one of them")
-        _each_group_once(more, str(self._toml))
         return {**services, **more}
 
 
@@ -64,13 +63,3 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); it must be a UTF-8 text file") from error
-
-
-def _each_group_once(services: dict[str, Service], where: str) -> None:
-    known: dict[str, str] = {}
-    for service in services.values():
-        for group in service.groups:
-            if group in known:
-                raise ConfigError(f"{where}: group {group!r} is listed by {known[group]!r} and {service.name!r}; it "
-                                  "can mean one service only")
-            known[group] = service.name

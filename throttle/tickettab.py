@@ -48,7 +48,7 @@ class Service:
     """Something only so many may use at once; `lifetime_s` is how long an unrenewed ticket lives.
 
     `bandwidth` is what each ticket allows, in bytes per second, 0 for any. `offer_slots` is how many slots a provider
-    that registers at run time may have, 0 when none may. `groups` are the FleetLock groups that mean this service.
+    that registers at run time may have, 0 when none may.
     """
 
     name: str
@@ -56,7 +56,6 @@ class Service:
     providers: tuple[Provider, ...]
     bandwidth: int = 0
     offer_slots: int = 0
-    groups: tuple[str, ...] = ()
     adaptive: Adaptive | None = None
 
 

@@ -4,7 +4,6 @@
     lifetime_s = 3600
     bandwidth = 12_500_000                       # bytes per second and ticket
     offer_slots = 2                              # a host that has finished may offer its stage
-    groups = ["web"]                             # FleetLock groups
     adaptive = { least = 2, most = 40 }          # slots of each provider follow its load
     provider.milton = { slots = 8, health = "http://milton:8081/healthz" }
     provider.hasbro = 4
@@ -14,7 +13,6 @@ docs/protocols/tickets.md gives every key and its limits.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -29,8 +27,7 @@ MIN_BANDWIDTH = 128 << 10
 """Bytes per second: twice the speed below which a host takes a server for dead (imaging.sources)."""
 MAX_BANDWIDTH = 10**12
 """Bytes per second that one ticket may allow."""
-_GROUP = re.compile(r"[a-zA-Z0-9.-]{1,200}")
-_SERVICE = ("lifetime_s", "bandwidth", "offer_slots", "groups", "adaptive", "provider")
+_SERVICE = ("lifetime_s", "bandwidth", "offer_slots", "adaptive", "provider")
 _PROVIDER = ("slots", "health")
 _ADAPTIVE = ("least", "most", "low", "high", "factor", "every_s")
 
@@ -68,7 +65,7 @@ class _Reader:
             name, self._whole(table, "lifetime_s", 1, MAX_LIFETIME_S, path),
             tuple(self._provider(one, words, (*path, "provider", one)) for one, words in providers.items()),
             self._bandwidth(table, path), self._whole(table, "offer_slots", 0, 10_000, path),
-            self._groups(table.get("groups", []), (*path, "groups")), adaptive)
+            adaptive)
 
     def table(self, value: object, path: Sequence[str]) -> Table:
         if not isinstance(value, dict):
@@ -99,14 +96,6 @@ class _Reader:
         if not good:
             self._fail(path, f"health = {_shown(value)} must be http://name:port/path or tcp://name:port")
         return str(value)
-
-    def _groups(self, value: object, path: tuple[str, ...]) -> tuple[str, ...]:
-        if not isinstance(value, list):
-            self._fail(path, f"groups = {_shown(value)} must be a list of FleetLock groups")
-        for one in value:
-            if not isinstance(one, str) or not _GROUP.fullmatch(one):
-                self._fail(path, f"group {_shown(one)} may have letters, digits, '.' and '-' only")
-        return tuple(value)
 
     def _bandwidth(self, table: Table, path: tuple[str, ...]) -> int:
         least = MIN_BANDWIDTH if table.get("bandwidth", 0) else 0

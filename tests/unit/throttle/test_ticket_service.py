@@ -341,7 +341,7 @@ async def test_a_host_that_finished_provides_until_its_offer_ends(
     with pytest.raises(RefusedError, match="takes no offers"):
         await tickets.offer("dump", "peer", 1, "http://peer:8081", 60)
     tab.with_name("tickettab.toml").write_text(
-        "[service.stage]\nlifetime_s = 60\noffer_slots = 2\ngroups = ['web']\n")
+        "[service.stage]\nlifetime_s = 60\noffer_slots = 2\n")
     with pytest.raises(BusyError, match="all 0 tickets of stage"):
         await tickets.get("stage", "alpha")
     held = asyncio.create_task(tickets.get("stage", "alpha", wait_s=30))
@@ -354,9 +354,6 @@ async def test_a_host_that_finished_provides_until_its_offer_ends(
     with pytest.raises(BusyError):
         await second.get("stage", "beta")
     assert (await second.renew("peer_001", "alpha")).provider == "peer"
-    assert tickets.service_of_group("web") == "stage"
-    assert tickets.service_of_group("dump") == "dump"
-    assert tickets.service_of_group("other") is None
 
 
 def hammer(url: str, tab: Path, name: str, rounds: int) -> "subprocess.Popen[str]":
@@ -402,8 +399,4 @@ def test_a_wrong_tickettab_stops_the_start(tmp_path: Path, database: Database, t
         TicketService(repository, tmp_path / "absent", Nowhere())
     tab.with_name("tickettab.toml").write_text("[service.dump]\nlifetime_s = 60\n")
     with pytest.raises(ConfigError, match=r"service 'dump' is in tickettab too"):
-        TicketService(repository, tab, Nowhere())
-    tab.with_name("tickettab.toml").write_text(
-        "[service.a]\nlifetime_s = 60\ngroups = ['g']\n[service.b]\nlifetime_s = 60\ngroups = ['g']\n")
-    with pytest.raises(ConfigError, match="group 'g' is listed by 'a' and 'b'"):
         TicketService(repository, tab, Nowhere())
