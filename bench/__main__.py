@@ -8,15 +8,19 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import delta, imaging
+from bench import delta, imaging, throttle
 from bench.table import Section, page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 BENCHES: Mapping[str, tuple[Callable[[], Section], tuple[str, ...]]] = {
     "imaging": (imaging.measure, ("casync", "b3sum", "tar", "zstd", "mmdebstrap")),
     "delta": (delta.measure, ("ostree", "mmdebstrap")),
+    "throttle": (throttle.measure, ("etcd", "postgres")),
 }
-"""Each bench by name, with the programs it needs: all are Debian packages of the same name."""
+"""Each bench by name, with the programs it needs."""
+PACKAGES = {"etcd": "etcd-server", "postgres": "postgresql"}
+"""Debian's names of those whose package has another name."""
+PATH = ":".join([os.environ.get("PATH", ""), "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
 HEAD = """# Benchmarks
 
 `sudo tox -e bench` writes the tables: peers and reroot take turns in one run, after a round that only warms up. A ratio
@@ -31,9 +35,11 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"there is no bench {unknown[0]}; there are {', '.join(BENCHES)}")
     wanted = names or list(BENCHES)
-    lacking = sorted({program for name in wanted for program in BENCHES[name][1] if shutil.which(program) is None})
+    lacking = sorted({program for name in wanted for program in BENCHES[name][1]
+                      if shutil.which(program, path=PATH) is None})
     if lacking:
-        sys.exit(f"{', '.join(lacking)} is not installed; apt-get install {' '.join(lacking)}")
+        packages = " ".join(PACKAGES.get(program, program) for program in lacking)
+        sys.exit(f"{', '.join(lacking)} is not installed; apt-get install {packages}")
     if os.geteuid():
         sys.exit("files have owners, so this needs root; run it with sudo")
     for name in wanted:

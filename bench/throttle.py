@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.table import Row, Section
 from bench.throttle_peers import ROOT, Etcd, Peer, Postgres, Reroot
 from plumbing.errors import CommandError
 from plumbing.run import run
@@ -93,10 +94,27 @@ def _grown(*words: object) -> Mapping[str, float | None]:
     return found
 
 
-def measure(count: int = ROUNDS) -> Mapping[str, object]:
-    """Run everything; returns rounds per peer, versions, the memory of waiting hosts, and seconds per size of table."""
+def measure(count: int = ROUNDS) -> Section:
+    """Run everything, the peers `count` times in turn."""
     found, versions = rounds(count)
-    return {"rounds": found, "versions": versions, "waiting": _grown("wait", WAITING), "sizes": _grown("fill", *SIZES)}
+    waiting, sizes = _grown("wait", WAITING), _grown("fill", *SIZES)
+    rows = [_row(found, f"pairs, {CONNECTIONS} connections", "pairs_per_s", "/s", 1.0, 3.0),
+            _row(found, "grant, p99", "grant_p99_s", "ms", 1e3, 1.0),
+            _row(found, "pair, p99", "pair_p99_s", "ms", 1e3, 1.0)]
+    if (grown := _difference(waiting)) is not None:
+        rows.append(Row(f"memory of {WAITING:,} waiting hosts", "1 GiB", grown, 1024, "MiB", grown / 1024, 1.0))
+    return Section("Tickets", about(found, versions, waiting, sizes), rows)
+
+
+def _row(found: Mapping[str, Sequence[Round]], what: str, field: str, unit: str, scale: float, target: float) -> Row:
+    ours, theirs = (statistics.median(_values(found[name], field)) * scale for name in ("reroot", "etcd"))
+    return Row(what, "etcd", ours, theirs, unit, ratio(found, "etcd", field), target, at_least=unit == "/s")
+
+
+def _difference(waiting: Mapping[str, float | None]) -> float | None:
+    """Return by how many MiB the process grew."""
+    before, after = waiting.get("before"), waiting.get("after")
+    return None if before is None or after is None else (after - before) / 2**20
 
 
 def ratio(found: Mapping[str, Sequence[Round]], peer: str, field: str) -> float:
@@ -109,14 +127,11 @@ def _values(of_peer: Sequence[Round], field: str) -> list[float]:
     return [float(getattr(one, field)) for one in of_peer]
 
 
-def section(told: Mapping[str, object]) -> str:
-    """Return the section of docs/benchmarks.md for what `measure` returned."""
-    found, versions, waiting, sizes = told["rounds"], told["versions"], told["waiting"], told["sizes"]
-    assert isinstance(found, dict) and isinstance(versions, dict) and isinstance(waiting, dict)
-    assert isinstance(sizes, dict)
+def about(found: Mapping[str, Sequence[Round]], versions: Mapping[str, str],
+          waiting: Mapping[str, float | None], sizes: Mapping[str, float | None]) -> str:
+    """Return what is told before the table: how it was measured, and the figures that have no target."""
     count = len(found["reroot"])
     lines = [
-        "## Tickets", "",
         f"A pair is a durable grant and its return. {CONNECTIONS} connections ask without pause for {SECONDS:.0f} s; "
         f"{count} rounds in turn, medians.",
         "etcd: LeaseGrant, Txn (put if nobody has the key), LeaseRevoke over gRPC, each connection its own key.",
@@ -136,17 +151,16 @@ def section(told: Mapping[str, object]) -> str:
     lines += [f"| {name} | " + " | ".join(f"{ratio(found, name, field):.2f}" for field in (
         "pairs_per_s", "grant_p99_s", "pair_p99_s", "server_cpu_s")) + " |" for name in found if name != "reroot"]
     lines += ["", "What follows is the ticket service by itself, in one process, without HTTP and signatures.", ""]
-    if waiting:
-        lines.append(f"{WAITING:,} waiting hosts: {(waiting['after'] - waiting['before']) / 2**20:.0f} MiB on top of "
-                     f"{waiting['before'] / 2**20:.0f} MiB; {waiting['told_to_come_back']:,.0f} of them were told "
-                     "when to come back and keep their place.")
-    else:
-        lines.append(f"{WAITING:,} waiting hosts: not reached.")
+    grown = _difference(waiting)
+    lines.append(f"{WAITING:,} waiting hosts: " + ("not reached." if grown is None else (
+        f"{grown:.0f} MiB more; {waiting['told_to_come_back']:,.0f} of them were told when to come back and keep their "
+        "place.")))
     lines += ["", "| tickets in the table | per pair |", "|---|---|"]
-    lines += [f"| {size:,} | {'not reached' if sizes.get(str(size)) is None else f'{sizes[str(size)] * 1e6:.0f} µs'} |"
-              for size in SIZES]
-    return "\n".join([*lines, ""])
+    for size in SIZES:
+        cost = sizes.get(str(size))
+        lines.append(f"| {size:,} | {'not reached' if cost is None else f'{cost * 1e6:.0f} µs'} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(section(measure(int((sys.argv[1:] or [str(ROUNDS)])[0]))))
+    print(measure(int((sys.argv[1:] or [str(ROUNDS)])[0])).text())
