@@ -13,6 +13,7 @@ import typer
 
 from cli import console, image_delta, image_gc, image_restore, image_transfer
 from cli.admin import SITE, KeysOption, SiteOption, catalogue_of, store_of
+from cli.image_transfer import AuthfileOption, PlainOption, registry_place
 from cli.progress import Report
 from plumbing import clock
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -44,7 +45,8 @@ DefaultsOption = Annotated[bool, typer.Option(help="Leave out what belongs to on
 @app.command()
 def build(
     source: Annotated[str, typer.Argument(
-        help="A root tree; or, as root, a tar of one, a raw or qcow2 disk image, or oci:LAYOUT[:TAG].")],
+        help="A root tree; or, as root, a tar of one, a raw or qcow2 disk image, oci:LAYOUT[:TAG], or "
+             "docker://REGISTRY/REPOSITORY:TAG.")],
     name: Annotated[str, typer.Option(help="The release's name, such as debian.")],
     version: Annotated[str, typer.Option(help="Its version; a version is built once and never changes.")],
     arch: Annotated[str, typer.Option(help="Its architecture, as Debian writes it (default: the tree's).")] = "",
@@ -56,6 +58,7 @@ def build(
         help="Where a tar or an image is unpacked (default: $TMPDIR or /tmp); gone afterwards.")] = None,
     exclude: ExcludeOption = None, exclude_from: ExcludeFromOption = None, keep_default: KeepOption = None,
     default_excludes: DefaultsOption = True,
+    authfile: AuthfileOption = None, plain_http: PlainOption = False,
     recovery: Annotated[str, typer.Option(help="The recovery image that restores it: NAME/VERSION/ARCH.")] = "",
     base: Annotated[str, typer.Option(
         help="Take frames from this release (default: the newest of the same name, arch and compression).")] = "",
@@ -89,7 +92,8 @@ def build(
             report.note(sentence)
 
         report.begin("open", source=source)
-        found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=note)
+        found = choose(source, arch=arch or None, partition=partition, scratch=scratch, note=note,
+                       login=lambda text: registry_place(text, authfile, plain_http))
         root = stack.enter_context(found.opened())
         known = stored(store, base) if base else None if no_base else newest_base(
             store, name, root.arch, compression(level))

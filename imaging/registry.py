@@ -45,6 +45,9 @@ PAUSE_S = 0.5
 """The wait before the second attempt, in seconds; it doubles, with jitter, up to 8 s."""
 REDIRECTS = 5
 
+_DOCKER = "application/vnd.docker.distribution.manifest"
+_ACCEPTED = f"{MANIFEST_TYPE}, {INDEX_TYPE}, {_DOCKER}.v2+json, {_DOCKER}.list.v2+json"
+"""Docker's schema 2 is the same by other names; an image to build from may be one."""
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
@@ -105,7 +108,7 @@ class Registry:
 
     def manifest(self, reference: str) -> bytes:
         """Return the manifest or image index that a tag or digest names; raises NotFoundError. Not checked."""
-        answer = self._ask("GET", f"manifests/{reference}", headers={"Accept": f"{MANIFEST_TYPE}, {INDEX_TYPE}"},
+        answer = self._ask("GET", f"manifests/{reference}", headers={"Accept": _ACCEPTED},
                            max_bytes=MAX_JSON_BYTES)
         return answer.body
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+from imaging.registry import Place
+from imaging.registry_auth import Credentials
 from imaging.root_sources.directory import DirectorySource
 from imaging.root_sources.disk import QCOW2, DiskSource
 from imaging.root_sources.oci import OciSource
 from imaging.root_sources.oci_layout import split_name
+from imaging.root_sources.oci_registry import RegistryImage
 from imaging.root_sources.source import RootSource
 from imaging.root_sources.tarball import TarSource
 from imaging.scan import Note
 from plumbing.errors import DiskError, UsageError
 
+Login = Callable[[str], tuple[Place, Credentials | None]]
+"""What `docker://…` means as a place in a registry, and the credentials for it."""
 HEAD_BYTES = 68 << 10
 """How much of a file is looked at: as far as the superblock that lies deepest, btrfs's."""
 _PACKED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"BZh", b"LZIP", b"\x5d\0\0")
@@ -26,17 +32,22 @@ _MAGIC = ((510, b"\x55\xaa"), (512, b"EFI PART"), (4096, b"EFI PART"), (1080, b"
 
 def choose(
     text: str, *, arch: str | None = None, partition: int | None = None, scratch: Path | None = None,
-    note: Note | None = None,
+    note: Note | None = None, login: Login | None = None,
 ) -> RootSource:
-    """Return the source that `text` names: a path, or `oci:PATH[:TAG]`.
+    """Return the source that `text` names: a path, `oci:PATH[:TAG]`, or `docker://REGISTRY/REPOSITORY:TAG`.
 
     `arch` overrides what the source says of itself, `partition` is for disk images, `scratch` the folder to unpack
-    below; `note` is told of what a person should know about the source. Raises UsageError when it is none.
+    below; `note` is told of what a person should know about the source; `login` says who we are in a registry. Raises
+    UsageError when it is none.
     """
     if text.startswith("oci:"):
         _no_partition(text, partition)
         layout, tag = split_name(text.removeprefix("oci:"))
         return OciSource(layout, tag, arch, scratch)
+    if text.startswith("docker://"):
+        _no_partition(text, partition)
+        place, known = login(text) if login is not None else (Place.parse(text), None)
+        return RegistryImage(place, known, arch, scratch)
     path = Path(text)
     try:
         mode = path.stat().st_mode

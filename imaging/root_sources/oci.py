@@ -1,7 +1,7 @@
 """An OCI image in a layout directory as a source. I/O: unpacks its layers into a scratch folder.
 
 index.json → image (of the tag, for the architecture) → each layer: size and SHA-256, then unpacked, then the tar's own
-SHA-256. What a registry has is pulled into a layout first.
+SHA-256.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imaging.release import MANIFEST_TYPE
+from imaging.store import INDEX_TYPE
 from plumbing.digest import hex_of
 from plumbing.errors import CorruptError, DiskError, NotFoundError, UsageError
 
@@ -22,9 +24,9 @@ MAX_LAYERS = 512
 """More than any container runtime mounts."""
 
 INDEX_TYPES = frozenset({
-    "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"})
+    INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json"})
 MANIFEST_TYPES = frozenset({
-    "application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"})
+    MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"})
 LAYER_TYPES: Mapping[str, str] = {
     **{f"application/vnd.oci.image.layer.{free}v1.tar{end}": kind for free in ("", "nondistributable.")
        for end, kind in (("", "tar"), ("+gzip", "gzip"), ("+zstd", "zstd"))},
@@ -97,6 +99,30 @@ def find_image(layout: Path, tag: str | None, arch: str | None) -> Image:
             raise UsageError(f"{layout} holds a {blob.media_type!r} and no image under that name")
         named = [_for_arch(_rows(_json(read_blob(layout, blob)), "an image index"), arch)]
     raise CorruptError(f"{layout} has indexes within indexes; copy the one image out with skopeo copy")
+
+
+def manifest_type(manifest: bytes) -> str:
+    """Return the media type that a manifest or index says it has; an OCI one need not say it. Raises CorruptError."""
+    value = _json(manifest)
+    kind = value.get("mediaType")
+    return kind if isinstance(kind, str) else INDEX_TYPE if "manifests" in value else MANIFEST_TYPE
+
+
+def manifest_for(index: bytes, arch: str | None) -> Blob:
+    """Return the image for `arch` that an index names; raises UsageError when there is none, or several."""
+    return _blob(_for_arch(_rows(_json(index), "an image index"), arch))
+
+
+def image_blobs(manifest: bytes) -> tuple[Blob, ...]:
+    """Return what a manifest needs, its config first; raises CorruptError."""
+    value = _json(manifest)
+    layers = value.get("layers")
+    if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+        raise CorruptError("the image's manifest is not what OCI defines; copy it again")
+    config = _blob(_mapping(value.get("config")))
+    if config.size > MAX_JSON_BYTES:
+        raise CorruptError(f"the image's config has {config.size} bytes, and {MAX_JSON_BYTES} are read at most")
+    return config, *(_blob(_mapping(layer)) for layer in layers)
 
 
 def debian_arch(architecture: str) -> str:
