@@ -127,7 +127,8 @@ def _write_entries(
     for row, entry in enumerate(entries):
         if entry.type is EntryType.LINK:
             links.setdefault(entry.link, []).append(row)
-    waiting = [tarstream.place(entry, row) for row, entry in enumerate(entries) if entry.type is not EntryType.LINK]
+    waiting = [tarstream.place(entry, row, entry.type) for row, entry in enumerate(entries)
+               if entry.type is not EntryType.LINK]
     heapify(waiting)
     tries, gone = Counter[int](), set[int]()
     with TreeReader(tree) as reader:
@@ -147,13 +148,14 @@ def _write_entries(
                     note(f"/{printable(entries[row].path)} vanished while its tree was read; it is left out")
                     gone.add(row)
                     continue
-                if tries[row] == ATTEMPTS or tarstream.place(entries[row], row) < now:
+                later = tarstream.place(entries[row], row, entries[row].type)
+                if tries[row] == ATTEMPTS or later < now:
                     raise
-                heappush(waiting, tarstream.place(entries[row], row))
+                heappush(waiting, later)
                 continue
             for link in links.pop(entries[row].path, ()):  # they come after their file, wherever it came
                 entries[link] = replace(entries[link], mtime_ns=entries[row].mtime_ns)
-                heappush(waiting, tarstream.place(entries[link], link))
+                heappush(waiting, tarstream.place(entries[link], link, entries[row].type))
     cutter.cut()
     writer.add(tarstream.END)
     return tuple(entry for row, entry in enumerate(entries) if row not in gone)

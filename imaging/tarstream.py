@@ -34,15 +34,22 @@ def order(entries: Sequence[Entry]) -> list[int]:
     """Return the rows of `entries`, which are in tree order, as their records follow one another in the tar.
 
     By time, so that what was made together stays together: the files of a package that has not changed keep their
-    neighbours from release to release. Directories come last: GNU tar then sets their times when nothing is put into
-    them any more.
+    neighbours from release to release. Directories and symlinks come last, in tree order: GNU tar sets a directory's
+    time when nothing more is put into it, and makes symlinks that lead up or to the root after all else.
     """
-    return sorted(range(len(entries)), key=lambda row: place(entries[row], row))
+    inodes = {entry.path: entry.type for entry in entries if entry.type is not EntryType.LINK}
+    return sorted(range(len(entries)), key=lambda row: place(
+        entries[row], row, inodes.get(entries[row].link, EntryType.FILE)
+        if entries[row].type is EntryType.LINK else entries[row].type))
 
 
-def place(entry: Entry, row: int) -> tuple[bool, int, int]:
-    """Return what `order` sorts an entry by, which is the one in `row` of the tree order."""
-    return entry.is_directory, 0 if entry.is_directory else entry.mtime_ns, row
+def place(entry: Entry, row: int, inode: EntryType) -> tuple[bool, int, int]:
+    """Return what `order` sorts an entry by, which is the one in `row` of the tree order.
+
+    `inode` is its type, of a hard link that of the entry it joins.
+    """
+    late = inode in {EntryType.DIRECTORY, EntryType.SYMLINK}
+    return late, 0 if late else entry.mtime_ns, row
 
 
 def padding(size: int) -> bytes:

@@ -44,7 +44,7 @@ def test_a_release_in_tree_order_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
     """As releases were built before their entries lay in the order of times."""
     tree, store = rich_tree(tmp_path / "tree"), Store(tmp_path / "store")
     with monkeypatch.context() as before:
-        before.setattr(tarstream, "place", lambda _entry, row: (False, 0, row))
+        before.setattr(tarstream, "place", lambda _entry, row, _inode: (False, 0, row))
         release = Release.parse(capture(tree, store, name="p", version="1", arch="amd64", excludes=()))
     assert audit(store, REF).release == release
 

@@ -132,6 +132,11 @@ def test_the_tar_is_in_the_order_of_times_and_links_come_after_their_file(
         (tree / name).write_text(name)
         os.utime(tree / name, (when, when))
     (tree / "z-link").hardlink_to(tree / "moved")
+    (tree / "d/up").symlink_to("../a")
+    (tree / "d/e/root").symlink_to("/a")
+    os.link(tree / "d/up", tree / "z-other", follow_symlinks=False)
+    for folder in ("d/e", "d", "."):
+        os.utime(tree / folder, (3, 3))
     real, calm = TreeReader.pieces, [False]
 
     def disturbed(self: TreeReader, entry: Entry, piece_bytes: int = 4 << 20) -> object:
@@ -145,7 +150,8 @@ def test_the_tar_is_in_the_order_of_times_and_links_come_after_their_file(
     manifest = capture(tree, store, name="p", version="1", arch="amd64")
     _, layer, index = built(store, manifest)
     names = run(["tar", "-I", "zstd", "-tf", layer]).text.split()
-    assert names == ["./d/early", "./a", "./b", "./moved", "./z-link", "./d/e/late", "./", "./d/", "./d/e/"]
+    assert names == ["./d/early", "./a", "./b", "./moved", "./z-link", "./d/e/late", "./", "./d/", "./d/e/",
+                     "./d/e/root", "./d/up", "./z-other"]
     assert [entry.mtime_ns for entry in index.entries if entry.path in {b"moved", b"z-link"}] == [7 * 10**9] * 2
     assert audit(store, "p/1/amd64").files == 5
     (tmp_path / "out").mkdir()
