@@ -15,11 +15,9 @@ from pathlib import Path
 
 from imaging.entry import ROOT, printable
 from plumbing.errors import RefusedError
+from precious.links import resolve as lead
 from precious.policy import Policy
 from precious.unlisted import walk
-
-MOST_LINKS = 40
-"""How many links a path may lead through, as in the kernel (MAXSYMLINKS)."""
 
 _ELSEWHERE = b"local"
 """Never wiped, whatever the old root's fstab says."""
@@ -76,25 +74,8 @@ def find(root: Path, policy: Policy) -> Iterator[Detour]:
 
 def resolve(root: Path, path: bytes) -> bytes | None:
     """Return where `path` leads if `root` were /: a path without links, though perhaps of nothing; None for a loop."""
-    ahead, found, links = path.split(b"/"), list[bytes](), 0
-    while ahead:
-        name = ahead.pop(0)
-        if name in {b"", b"."}:
-            continue
-        if name == b"..":
-            del found[-1:]
-            continue
-        text = _link_text(root, b"/".join([*found, name]))
-        if text is None:
-            found.append(name)
-            continue
-        links += 1
-        if links > MOST_LINKS:
-            return None
-        if text.startswith(b"/"):
-            found = []
-        ahead = [*text.split(b"/"), *ahead]
-    return b"/".join(found) or ROOT
+    found = lead(path, lambda link: _link_text(root, link))
+    return ROOT if found == b"" else found
 
 
 def _link_text(root: Path, path: bytes) -> bytes | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
-_MOST_LINKS = 40
-"""How many links a path may lead through, as in the kernel (MAXSYMLINKS)."""
+from precious.links import resolve
 
 
 def _nothing(_: bytes) -> bool:
@@ -28,24 +27,7 @@ def paths(there: Container[bytes], links: Mapping[bytes, bytes]) -> Callable[[by
     `there` are all paths, `links` those of them that are links, with their texts.
     """
     def has(path: bytes) -> bool:
-        ahead, found, followed = path.split(b"/"), list[bytes](), 0
-        while ahead:
-            name = ahead.pop(0)
-            if name in {b"", b"."}:
-                continue
-            if name == b"..":
-                del found[-1:]
-                continue
-            text = links.get(b"/".join([*found, name]))
-            if text is None:
-                found.append(name)
-                continue
-            followed += 1
-            if followed > _MOST_LINKS:
-                return False
-            if text.startswith(b"/"):
-                found = []
-            ahead = [*text.split(b"/"), *ahead]
-        return not found or b"/".join(found) in there
+        found = resolve(path, links.get)
+        return found is not None and (not found or found in there)
 
     return has
