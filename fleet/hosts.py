@@ -29,7 +29,7 @@ from plumbing import durable
 from plumbing.errors import ConfigError, DiskError, NotFoundError, RerootError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
-from recovery.order import HOST_NAME, SIZE
+from recovery.order import HOST_NAME, ROOT_FILESYSTEMS, SIZE
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _MAC = re.compile(r"[0-9a-f]{12}")
@@ -39,7 +39,7 @@ _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,63}")
 _KEYS = ("name", "macs", "serial", "address", "subnet", "class", "firmware", "layout", "recovery", "serves")
 _LAYOUT_KEYS = ("disk", "partitions")
 _PARTITION_KEYS = ("name", "size", "fs")
-_FILESYSTEMS = {"bios": (None,), "esp": ("vfat",), "root": ("ext4",), "local": ("ext4",)}
+_FILESYSTEMS = {"bios": (None,), "esp": ("vfat",), "root": ROOT_FILESYSTEMS, "local": ("ext4",)}
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ class _Reader:
         if size is None or not SIZE.fullmatch(size):
             raise self.fail(where, f"size = {size!r} of {name} must be such as \"256MiB\", \"8GiB\" or \"rest\"")
         if fs not in _FILESYSTEMS[name]:
-            raise self.fail(where, f"fs = {fs!r} will not do for {name}; write {_FILESYSTEMS[name][0]!r}")
+            wanted = " or ".join(map(repr, _FILESYSTEMS[name]))
+            raise self.fail(where, f"fs = {fs!r} will not do for {name}; write {wanted}")
         return Partition(name, size, fs)
 
     def check_partitions(self, parts: tuple[Partition, ...], firmware: str, where: tuple[str | int, ...]) -> None:

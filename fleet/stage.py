@@ -18,7 +18,7 @@ from fleet.local_frames import LocalFrames
 from imaging import recovery_manifest
 from plumbing import durable
 from plumbing.errors import RefusedError
-from recovery import bootloader, disks, firststage, servers
+from recovery import bootloader, disks, filesystems, firststage, servers
 from recovery.identity import AGENT, Identity
 from recovery.log import Log, size
 from recovery.order import Order
@@ -89,7 +89,7 @@ class Stager:
         if self.order.disks.local is None:
             raise RefusedError(f"order {self.order.id} names no /local and recovery needs one for what is precious; "
                                "give this host a /local partition, or order an install")
-        disks.require_makeable(self.order.disks.root.fstype)
+        filesystems.require_makeable(self.order.disks.root.fstype)
         refuse_separate_boot()
 
     # -- the release -----------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ class LabHost:
     def _partitions(self) -> list[dict[str, str]]:
         bios = [{"name": "bios", "size": "1MiB"}] if self.spec.firmware is Firmware.BIOS else []
         return [*bios, {"name": "esp", "size": "128MiB", "fs": "vfat"},
-                {"name": "root", "size": f"{self.spec.root_mib}MiB", "fs": "ext4"},
+                {"name": "root", "size": f"{self.spec.root_mib}MiB", "fs": self.spec.root_fs},
                 {"name": "local", "size": "rest", "fs": "ext4"}]
 
     def enrol(self) -> None:
@@ -151,7 +151,8 @@ AGENT = ("/usr/lib/reroot/lib/ld-linux-x86-64.so.2 --library-path /usr/lib/reroo
          "-I -m fleet.agent")
 
 
-def spec(number: int, *, firmware: Firmware, subnets: int, runtime: Path | None) -> HostSpec:
+def spec(number: int, *, firmware: Firmware, subnets: int, runtime: Path | None, root_fs: str = "ext4") -> HostSpec:
     """Return the `number`-th host of a lab (from 0), spread over the subnets."""
     return HostSpec(NAMES[number], subnet=1 + number % subnets, number=11 + number // subnets, firmware=firmware,
-                    runtime=runtime, unlisted_file=("etc/calibration.dat", b"nobody listed this file\n"))
+                    runtime=runtime, root_fs=root_fs,
+                    unlisted_file=("etc/calibration.dat", b"nobody listed this file\n"))

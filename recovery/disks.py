@@ -1,7 +1,8 @@
 """Disks by what cannot move: I/O on /sys and block devices; `find_*` and `describe` are pure.
 
 A partition is named by its GPT GUID and the serial of its disk, both of which must hold. The serial comes from
-sysfs (virtio, NVMe, SCSI page 0x80, WWID), no udev needed. Programs used: mount, umount, sync, mkfs.ext4, mkfs.vfat.
+sysfs (virtio, NVMe, SCSI page 0x80, WWID), no udev needed. Programs used: mount, umount, sync, mkfs.ext4,
+mkfs.xfs, mkfs.vfat.
 """
 
 from __future__ import annotations
@@ -226,13 +227,6 @@ def check_filesystem(part: Partition, ref: PartitionRef, purpose: str) -> Filesy
     return there
 
 
-def require_makeable(fstype: str) -> None:
-    """Raise RefusedError for a root of a type that recovery cannot make; to be asked before the wipe."""
-    if fstype != "ext4":
-        raise RefusedError(f"recovery makes ext4 roots, not {fstype}; nothing was touched: order an install of this "
-                           "host with a root of type ext4")
-
-
 def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None,
                     inodes: int | None = None) -> None:
     """Make a new, empty filesystem on `device`; everything on it goes. `uuid` keeps what fstab and GRUB refer to.
@@ -245,10 +239,14 @@ def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid
         argv: list[str] = ["mkfs.ext4", "-q", "-F"]
         argv += (["-L", label] if label else []) + (["-U", uuid] if uuid else [])
         argv += ["-N", str(inodes)] if inodes else []
+    elif fstype == "xfs":
+        # GRUB 2.06 and kernels from 5.10 on must read it, whatever a newer mkfs.xfs takes for its default
+        argv = ["mkfs.xfs", "-q", "-f", "-i", "nrext64=0"] + (["-L", label] if label else [])
+        argv += ["-m", f"uuid={uuid}"] if uuid else []
     elif fstype == "vfat":
         argv = ["mkfs.vfat"] + (["-n", label] if label else []) + (["-i", uuid.replace("-", "")] if uuid else [])
     else:
-        raise RefusedError(f"recovery makes ext4 and vfat filesystems, not {fstype}; use a root or local of type ext4")
+        raise RefusedError(f"recovery makes ext4, xfs and vfat filesystems, not {fstype}; choose one of these")
     run([*argv, device], timeout_s=MKFS_TIMEOUT_S)
 
 

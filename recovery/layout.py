@@ -1,7 +1,7 @@
 """What an install makes of a blank disk: `plan` is pure and shown before it runs; `apply` runs it.
 
 GUIDs follow from the order's id and the partition's name, so planning again after a power cut gives the same plan
-and `apply` finds what it did already. Programs used: sfdisk, mkfs.ext4, mkfs.vfat.
+and `apply` finds what it did already. Programs used: sfdisk, mkfs.ext4, mkfs.xfs, mkfs.vfat.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def plan(layout: Layout, disk: Disk, order_id: str) -> LayoutPlan:
     for number, wanted in enumerate(layout.partitions, 1):
         size = rest if wanted.size_bytes is None else wanted.size_bytes
         fs_guid = _guid(order_id, f"fs-{wanted.name}")
-        fs_uuid = {"ext4": fs_guid, "vfat": f"{fs_guid[:4]}-{fs_guid[4:8]}".upper()}.get(wanted.fs or "")
+        fs_uuid = {None: None, "vfat": f"{fs_guid[:4]}-{fs_guid[4:8]}".upper()}.get(wanted.fs, fs_guid)
         parts.append(PlannedPartition(number, wanted.name, TYPES[wanted.name], _guid(order_id, wanted.name), start,
                                       size, wanted.fs, fs_uuid))
         start += size
@@ -154,7 +154,7 @@ def apply(
     for planned, part in zip(wanted.partitions, sorted(disk.partitions, key=lambda p: p.number), strict=True):
         if planned.fs is not None:
             say(f"{part.device}: making a {planned.fs} filesystem for {planned.name}")
-            label = LABELS[planned.name][:11 if planned.fs == "vfat" else 16]
+            label = LABELS[planned.name][:{"vfat": 11, "xfs": 12}.get(planned.fs, 16)]
             make_filesystem(part.device, planned.fs, label=label, uuid=planned.fs_uuid,
                             inodes=root_inodes if planned.name == "root" else None)
     root = next(planned for planned in wanted.partitions if planned.name == "root")

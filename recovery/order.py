@@ -44,6 +44,8 @@ _MAIL = re.compile(r"[A-Za-z0-9._%+=-]{1,64}@[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
 _GATEWAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{16,64}")
+ROOT_FILESYSTEMS = ("ext4", "xfs")
+"""Types of root that recovery makes."""
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -149,6 +151,13 @@ class Order:
         """Wall seconds at which it ceases to be valid."""
         return clock.from_iso(self.expires)
 
+    def fstype(self, name: Literal["root", "local"]) -> str:
+        """The type of filesystem of root or /local, "" where the order names no such partition."""
+        if self.layout is not None:
+            return next((part.fs or "" for part in self.layout.partitions if part.name == name), "")
+        part = getattr(self.disks, name, None)
+        return part.fstype if part is not None else ""
+
     @classmethod
     def from_json(cls, data: bytes | str) -> Order:
         """Read a payload; raises ConfigError naming the first field that breaks a rule."""
@@ -253,12 +262,14 @@ def _layout(fields: Fields | None) -> Layout | None:
     kinds: dict[str, str | None] = {part.name: part.fs for part in parts}
     if len(kinds) != len(parts):
         raise ConfigError("order.layout.partitions has a name twice; each of bios, esp, root, local is there once")
-    needed: dict[str, str | None] = {"esp": "vfat", "root": "ext4"} | ({"bios": None} if firmware == "bios" else {})
-    for name, fs in needed.items():
+    needed: dict[str, tuple[str | None, ...]] = {"esp": ("vfat",), "root": ROOT_FILESYSTEMS} | (
+        {"bios": (None,)} if firmware == "bios" else {})
+    for name, types in needed.items():
         if name not in kinds:
             raise ConfigError(f"order.layout.partitions has no {name}, which {firmware} firmware needs; add it")
-        if kinds[name] != fs:
-            raise ConfigError(f"order.layout.partitions: {name} must have fs {fs or 'null'}")
+        if kinds[name] not in types:
+            raise ConfigError(f"order.layout.partitions: {name} must have fs "
+                              f"{' or '.join(fs or 'null' for fs in types)}")
     if sum(part.size == "rest" for part in parts) > 1:
         raise ConfigError("order.layout.partitions gives the rest of the disk away twice; give one a size")
     return Layout(serial, firmware, parts)
@@ -267,7 +278,7 @@ def _layout(fields: Fields | None) -> Layout | None:
 def _layout_partition(fields: Fields) -> LayoutPartition:
     name = cast("PartitionName", fields.choice("name", ("bios", "esp", "root", "local")))
     part = LayoutPartition(name, fields.text("size", SIZE, "a size such as 512MiB, 20GiB or rest"),
-                           fields.text_or_none("fs", re.compile("vfat|ext4"), "vfat, ext4 or null"))
+                           fields.text_or_none("fs", re.compile("vfat|ext4|xfs"), "vfat, ext4, xfs or null"))
     fields.end()
     if name == "local" and part.fs != "ext4":
         raise ConfigError("order.layout.partitions: local must have fs ext4, it keeps the journal and the stage")

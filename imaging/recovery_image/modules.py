@@ -42,6 +42,7 @@ PROFILES: dict[str, tuple[Wanted, ...]] = {
         Wanted("virtio_rng", "randomness of a virtual machine"),
         Wanted("sd_mod", "SCSI and SATA disks"),
         Wanted("ext4", "root and /local"),
+        Wanted("xfs", "root and /local"),
         Wanted("vfat", "EFI system partition and boot area"),
         Wanted("nls_cp437", "names on FAT"),
         Wanted("nls_iso8859_1", "names on FAT"),

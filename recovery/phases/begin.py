@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from plumbing import clock, durable
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, fstab, identity, servers
+from recovery import disks, filesystems, fstab, identity, servers
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
@@ -212,7 +212,7 @@ def identify(session: Session) -> Mapping[str, object]:
             return {}
     else:
         assert ordered.disks is not None
-        disks.require_makeable(ordered.disks.root.fstype)
+        filesystems.require_makeable(ordered.disks.root.fstype)
         session.found = disks.find_all(session.inventory(), ordered.disks)
         if session.journalled.state.finished:
             return {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from imaging.footprint import Footprint
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError, RerootError
-from recovery import bootloader, disks, ext4, identity, layout
+from recovery import bootloader, disks, filesystems, identity, layout
 from recovery import network as links
 from recovery.disks import Disk, Found, Partition
 from recovery.journal import Journal, Record, carried_out, decode, replay
@@ -120,7 +120,8 @@ def _require_room(session: Session, kept: Kept) -> None:
     root, local = plan.partition("root"), plan.partition("local")
     assert root is not None and local is not None
     room.require(session, root.size_bytes, kept)
-    ext4.require_room(local.size_bytes, Footprint(size, 1), "what an unfinished upgrade left precious on /local")
+    filesystems.require_room("ext4", local.size_bytes, Footprint(size, 1),
+                             "what an unfinished upgrade left precious on /local")
 
 
 def _taken_up(session: Session) -> Kept | None:
@@ -141,7 +142,7 @@ def _search(session: Session) -> Kept | None:
     _, disk = _plan(session)
     for part in disk.partitions:
         there = disks.identify(part.device)
-        if there is None or not there.fstype.startswith("ext"):
+        if there is None or not there.fstype.startswith(("ext", "xfs")):
             continue
         if not _mount_broken(session, part.device, there.fstype):
             continue
@@ -168,7 +169,7 @@ def _mount_broken(session: Session, device: Path, fstype: str) -> bool:
         session.mount(device, session.places.root, fstype, "ro")
     except DiskError:
         try:
-            check_local(device)
+            check_local(device, fstype)
             session.mount(device, session.places.root, fstype, "ro")
         except RerootError as error:
             session.log.say("preserve", f"nothing can be kept from {device}: {error.sentence}")
@@ -260,7 +261,8 @@ def wipe(session: Session) -> Mapping[str, object]:
     _become(session)
     if again:
         device = session.disks_found.root.device
-        disks.make_filesystem(device, root.fs or "ext4", label="reroot-root", uuid=root.fs_uuid, inodes=inodes)
+        disks.make_filesystem(device, session.ordered.fstype("root"), label="reroot-root", uuid=root.fs_uuid,
+                              inodes=inodes)
     # A boot area that says recovery, before there is one: nothing may start the root until it is whole.
     area = session.open_boot_area()
     assert area is not None

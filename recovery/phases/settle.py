@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plumbing import clock, durable
 from plumbing.errors import NotFoundError, RefusedError
-from recovery import bootloader, disks, firststage, fstab, hostkeys
+from recovery import bootloader, disks, filesystems, firststage, fstab, hostkeys
 from recovery.phases import blank
 from recovery.phases.fill import mount_root
 from recovery.phases.keep import archive_folder, brief, set_default
@@ -127,9 +127,11 @@ def write_fstab(session: Session, root: Path) -> str:
     install = session.ordered.mode == "install"
     if "/" in fstab.points(text) and not install:
         return "kept"
-    mounts = [fstab.Mount(found.root.partuuid, ("/",), _fstype(session, "root"), "errors=remount-ro", 1)]
+    fstype, local = session.ordered.fstype("root"), session.ordered.fstype("local")
+    kind = filesystems.ROOTS[fstype]
+    mounts = [fstab.Mount(found.root.partuuid, ("/",), fstype, kind.options, kind.check)]
     if found.local is not None:
-        mounts.append(fstab.Mount(found.local.partuuid, ("/local",), _fstype(session, "local"), "defaults", 2))
+        mounts.append(fstab.Mount(found.local.partuuid, ("/local",), local, "defaults", 0 if local == "xfs" else 2))
     mounts.append(fstab.Mount(found.boot.partuuid, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
     kept = text if fstab.points(text) else ""
     fresh = fstab.rewritten(kept or f"{fstab.HEADER}\n", mounts)
@@ -147,14 +149,6 @@ def _mount_point(root: Path, path: str) -> None:
     folder = inside(root, path)
     if not os.path.lexists(folder):
         folder.mkdir(mode=0o755)
-
-
-def _fstype(session: Session, name: str) -> str:
-    ordered = session.ordered.disks
-    if ordered is None:
-        return "ext4"
-    part = ordered.root if name == "root" else ordered.local
-    return part.fstype if part is not None else "ext4"
 
 
 def copy_runtime(source: Path, root: Path) -> None:

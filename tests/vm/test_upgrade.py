@@ -44,8 +44,8 @@ def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell) -> 
     assert run.mailbox.messages == []
 
 
-def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:
-    run = begin(Wish(hosts=2, uefi=True))
+def test_two_uefi_hosts_with_xfs_roots_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:
+    run = begin(Wish(hosts=2, uefi=True, root_fs="xfs"))
     story = run.upgrade()
     check_kept(story, tell)
     assert {host.spec.address.rsplit(".", 1)[0] for host in run.hosts} == {"10.77.1", "10.77.2"}
@@ -56,7 +56,7 @@ def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> Non
 
 @pytest.mark.parametrize(("uefi", "broken"), [(False, False), (True, True)], ids=["bios-blank", "uefi-broken"])
 def test_a_blank_or_broken_machine_installs_itself_from_the_network(begin: Begin, uefi: bool, broken: bool) -> None:
-    run = begin(Wish(uefi=uefi, emergency=True, broken=broken))
+    run = begin(Wish(uefi=uefi, emergency=True, broken=broken, root_fs="xfs" if broken else "ext4"))
     story = run.install()
     assert story.after["alpha"].answers["system"] == NEW
     assert story.after["alpha"].answers["host name"] == "alpha"
