@@ -21,6 +21,7 @@ from plumbing.run import Completed, run
 from recovery.gpt import read_gpt
 from recovery.order import Disks, PartitionRef
 
+_FILESYSTEMS = Path("/proc/filesystems")
 _NOT_DISKS = re.compile(r"(sr|fd|loop|ram|zram|dm-|md|mtdblock)\d")
 MKFS_TIMEOUT_S = 1800.0
 """Longest that mkfs may take, in seconds; a large slow disk with its inode tables to write."""
@@ -263,6 +264,8 @@ def refuse_mounted(device: Path, mounts: Path = Path("/proc/mounts")) -> None:
 def mount(device: Path, target: Path, fstype: str, *options: str) -> None:
     """Mount `device` at `target`, making the folder; raises DiskError."""
     target.mkdir(parents=True, exist_ok=True)
+    if fstype not in _FILESYSTEMS.read_text().split():  # the kernel of an initramfs does not always find modprobe itself
+        run(["modprobe", fstype], check=False)
     chosen = ["-o", ",".join(options)] if options else []
     done = run(["mount", "-t", fstype, *chosen, device, target], check=False)
     if done.status != 0:
