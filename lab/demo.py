@@ -35,6 +35,8 @@ class Wish:
     hosts: int = 1
     uefi: bool = False
     root_fs: str = "ext4"
+    group: str | None = None
+    """With `emergency`: the volume group whose volumes root and /local become."""
     emergency: bool = False
     broken: bool = False
     """With `emergency`: the disk is not blank but that of a host which starts no more."""
@@ -173,7 +175,7 @@ class Demo:
         subnets = len(self.lab.network.subnets)
         for number in range(self.wish.hosts):
             spec = fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=None,
-                              root_fs=self.wish.root_fs)
+                              root_fs=self.wish.root_fs, group=self.wish.group)
             host = self._host(spec)
             if self.wish.broken:
                 host.broken()

@@ -37,6 +37,8 @@ class HostSpec:
     disk_mib: int = 4096
     root_mib: int = 2048
     root_fs: str = "ext4"
+    group: str | None = None
+    """The volume group that an installation makes."""
     local: bool = True
     user: str = "carol"
     password: str = "saturday-afternoon"  # noqa: S105 - of a machine that lives for minutes in a closed network

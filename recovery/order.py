@@ -34,6 +34,10 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]*)?")
 GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+VOLUME_ID = re.compile(r"LVM-[A-Za-z0-9]{64}")
+"""What device-mapper shows as the uuid of a logical volume: its group's id and its own, without their dashes."""
+GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,62}")
+_PLACE_ID = re.compile(f"{GUID.pattern}|{VOLUME_ID.pattern}")
 MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 SIZE = re.compile(r"rest|[1-9][0-9]{0,6}(?:MiB|GiB|TiB)")
 _TARGET_PART = r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}"
@@ -67,7 +71,7 @@ class Target:
 
 @dataclass(frozen=True)
 class PartitionRef:
-    """A partition by what cannot move: GPT partition GUID and serial of its disk (None: it shows none)."""
+    """A partition or logical volume by what cannot move: its id and the serial of its disk (None: it shows none)."""
 
     partuuid: str
     disk_serial: str | None
@@ -99,11 +103,12 @@ class LayoutPartition:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an install makes of the one disk with this serial."""
+    """What an install makes of the one disk with this serial; with `group`, root and local are volumes of it."""
 
     disk_serial: str
     firmware: Firmware
     partitions: tuple[LayoutPartition, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,7 @@ class Order:
         if self.layout is not None:
             value["layout"] = {
                 "disk": {"serial": self.layout.disk_serial}, "firmware": self.layout.firmware,
+                "group": self.layout.group,
                 "partitions": [asdict(part) for part in self.layout.partitions],
             }
         if self.mail is not None:
@@ -230,7 +236,7 @@ def _target(fields: Fields, key: str, *, optional: bool) -> Target | None:
 
 
 def _partition(fields: Fields) -> PartitionRef:
-    part = PartitionRef(fields.text("partuuid", GUID, "a GPT partition GUID in lower case"),
+    part = PartitionRef(fields.text("partuuid", _PLACE_ID, "a GPT partition GUID in lower case, or a volume's LVM-id"),
                         fields.text_or_none("disk_serial", _SERIAL, "a disk's serial number"),
                         fields.text("fstype", _FSTYPE, "a filesystem type such as ext4"))
     fields.end()
@@ -257,6 +263,7 @@ def _layout(fields: Fields | None) -> Layout | None:
     serial = disk.text("serial", _SERIAL, "a disk's serial number")
     disk.end()
     firmware = cast("Firmware", fields.choice("firmware", ("bios", "uefi")))
+    group = fields.text_or_none("group", GROUP, "a volume group's name of letters, digits, _ and .")
     parts = tuple(_layout_partition(child) for child in fields.children("partitions", least=2, most=4))
     fields.end()
     kinds: dict[str, str | None] = {part.name: part.fs for part in parts}
@@ -272,7 +279,7 @@ def _layout(fields: Fields | None) -> Layout | None:
                               f"{' or '.join(fs or 'null' for fs in types)}")
     if sum(part.size == "rest" for part in parts) > 1:
         raise ConfigError("order.layout.partitions gives the rest of the disk away twice; give one a size")
-    return Layout(serial, firmware, parts)
+    return Layout(serial, firmware, parts, group)
 
 
 def _layout_partition(fields: Fields) -> LayoutPartition:

@@ -43,6 +43,7 @@ PROFILES: dict[str, tuple[Wanted, ...]] = {
         Wanted("sd_mod", "SCSI and SATA disks"),
         Wanted("ext4", "root and /local"),
         Wanted("xfs", "root and /local"),
+        Wanted("dm_mod", "logical volumes"),
         Wanted("vfat", "EFI system partition and boot area"),
         Wanted("nls_cp437", "names on FAT"),
         Wanted("nls_iso8859_1", "names on FAT"),

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from imaging.footprint import Footprint
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError, RerootError
-from recovery import bootloader, disks, filesystems, identity, layout
+from recovery import bootloader, disks, filesystems, identity, layout, lvm
 from recovery import network as links
 from recovery.disks import Disk, Found, Partition
+from recovery.gpt import LVM_TYPE
 from recovery.journal import Journal, Record, carried_out, decode, replay
 from recovery.layout import LayoutPlan
 from recovery.phases import room
@@ -55,6 +56,9 @@ def find(session: Session) -> int:
                            "add one to the host's entry")
     root = plan.partition("root")
     assert root is not None
+    if disk.partitions and any(part.type_guid == LVM_TYPE for part in disk.partitions):
+        lvm.activate([disk], lambda text: session.log.say("disks", text))
+        plan, disk = _plan(session)
     for line in layout.show(plan, disk).splitlines():
         session.log.say("disks", line)
     if layout.is_finished(plan, disk):
@@ -64,7 +68,7 @@ def find(session: Session) -> int:
 
 def _take_up(session: Session, plan: LayoutPlan, disk: Disk) -> None:
     """Go on with the /local that this very order has made, if that is whole."""
-    parts = _parts(plan, disk.partitions)
+    parts = _parts(plan, disk.places)
     local = parts.local
     there = disks.identify(local.device) if local is not None else None
     made = plan.partition("local")
@@ -140,7 +144,7 @@ def refuse_unwritten(session: Session) -> None:
 
 def _search(session: Session) -> Kept | None:
     _, disk = _plan(session)
-    for part in disk.partitions:
+    for part in disk.places:
         there = disks.identify(part.device)
         if there is None or not there.fstype.startswith(("ext", "xfs")):
             continue

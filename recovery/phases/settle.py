@@ -129,10 +129,10 @@ def write_fstab(session: Session, root: Path) -> str:
         return "kept"
     fstype, local = session.ordered.fstype("root"), session.ordered.fstype("local")
     kind = filesystems.ROOTS[fstype]
-    mounts = [fstab.Mount(found.root.partuuid, ("/",), fstype, kind.options, kind.check)]
+    mounts = [fstab.Mount(found.root.source, ("/",), fstype, kind.options, kind.check)]
     if found.local is not None:
-        mounts.append(fstab.Mount(found.local.partuuid, ("/local",), local, "defaults", 0 if local == "xfs" else 2))
-    mounts.append(fstab.Mount(found.boot.partuuid, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
+        mounts.append(fstab.Mount(found.local.source, ("/local",), local, "defaults", 0 if local == "xfs" else 2))
+    mounts.append(fstab.Mount(found.boot.source, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
     kept = text if fstab.points(text) else ""
     fresh = fstab.rewritten(kept or f"{fstab.HEADER}\n", mounts)
     for mount in mounts[1:]:
@@ -190,9 +190,9 @@ def boot_area(session: Session, root: Path) -> bootloader.SystemBoot:
     found = session.disks_found
     there = disks.identify(found.root.device)
     assert there is not None
-    system = bootloader.find_system(root, found.root.partuuid, there.uuid, extra=consoles(session))
+    system = bootloader.find_system(root, found.root.source, there.uuid, extra=consoles(session))
     spec = bootloader.BootSpec(
-        session.ordered.host, found.root.partuuid, there.uuid, found.local.partuuid if found.local else None,
+        session.ordered.host, found.root.source, there.uuid, found.local.word if found.local else None,
         session.ordered.control, system)
     area = session.open_boot_area()
     assert area is not None
