@@ -7,6 +7,7 @@ In the order in which they meet the data:
 - `gpt` (pure), `disks`: which partition is which, never by a name that can move; mounting, making filesystems.
 - `ext4`, `xfs`, `filesystems` (pure): which roots can be made, what fits in; `startable`, `fstab`: whether it
   could start, what it mounts.
+- `lvm_format` (pure), `devmapper`, `lvm`: plain logical volumes, found and made.
 - `layout`: what an install makes of a blank disk, shown before it runs.
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.
