@@ -164,6 +164,14 @@ def test_a_release_that_starts(entries: list[Entry]) -> None:
     require_startable([TOP, *entries], "debian/13/amd64")
 
 
+def test_a_root_on_a_volume_wants_a_release_with_lvm() -> None:
+    entries = [TOP, _entry("vmlinuz"), _entry("sbin", EntryType.SYMLINK, link="usr/sbin"),
+               *(_entry(name, EntryType.DIRECTORY) for name in ("usr", "usr/sbin"))]
+    with pytest.raises(RefusedError, match=r"has no lvm.*put the package lvm2 into the release"):
+        require_startable(entries, "debian/13/amd64", volumes=True)
+    require_startable([*entries, _entry("usr/sbin/lvm")], "debian/13/amd64", volumes=True)
+
+
 @pytest.mark.parametrize("entries", [
     [],
     [BOOT],
@@ -197,9 +205,9 @@ UUID=3333 none swap sw 0 0"""
 
 
 def test_lines_of_new_partitions_take_the_place_of_the_old_and_others_stay() -> None:
-    mounts = [fstab.Mount("R", ("/",), "ext4", "errors=remount-ro", 1),
-              fstab.Mount("L", ("/local",), "ext4", "defaults", 2),
-              fstab.Mount("E", ("/boot/efi", "/efi"), "vfat", "umask=0077", 2)]
+    mounts = [fstab.Mount("PARTUUID=R", ("/",), "ext4", "errors=remount-ro", 1),
+              fstab.Mount("PARTUUID=L", ("/local",), "ext4", "defaults", 2),
+              fstab.Mount("PARTUUID=E", ("/boot/efi", "/efi"), "vfat", "umask=0077", 2)]
     fresh = fstab.rewritten(OLD, mounts)
     assert fresh.splitlines() == [
         "# the host's own", "PARTUUID=R / ext4 errors=remount-ro 0 1", "PARTUUID=L /local ext4 defaults 0 2",
