@@ -16,6 +16,7 @@ from lab.qemu import Firmware, MachineSpec
 from lab.session import Lab
 from plumbing import run
 from plumbing.errors import UsageError
+from recovery.order import ROOT_FILESYSTEMS
 
 app = typer.Typer(no_args_is_help=True, help="Virtual machines on a network of their own, to try things on.")
 
@@ -62,6 +63,7 @@ def up(
 def demo(
     hosts: Annotated[int, typer.Option("--hosts", help="How many hosts, on two subnets when more than one.")] = 1,
     uefi: Annotated[bool, typer.Option("--uefi", help="UEFI firmware; otherwise BIOS.")] = False,
+    root_fs: Annotated[str, typer.Option("--root-fs", help="The root filesystem: ext4 or xfs.")] = "ext4",
     emergency: Annotated[bool, typer.Option("--emergency", help="Blank disks, booted from the network.")] = False,
     broken: Annotated[
         bool, typer.Option("--broken", help="With --emergency: the disks of hosts that start no more.")] = False,
@@ -74,7 +76,10 @@ def demo(
     if broken and not emergency:
         raise UsageError("--broken says what --emergency finds; give both")
 
-    wish = showing.Wish(hosts, uefi=uefi, emergency=emergency, broken=broken, quick=quick, accel=accel)
+    if root_fs not in ROOT_FILESYSTEMS:
+        raise UsageError(f"--root-fs {root_fs} is none that recovery makes; choose {' or '.join(ROOT_FILESYSTEMS)}")
+
+    wish = showing.Wish(hosts, uefi=uefi, root_fs=root_fs, emergency=emergency, broken=broken, quick=quick, accel=accel)
     showing.show(wish, lambda line: print(line, flush=True))
 
 

@@ -234,7 +234,8 @@ def _layout(host: Host) -> dict[str, object]:
                            "it may wipe")
     parts: Sequence[dict[str, object]] = [
         {"name": part.name, "size": part.size, "fs": part.fs} for part in host.layout.partitions]
-    return {"disk": {"serial": host.layout.disk}, "firmware": host.firmware, "partitions": list(parts)}
+    return {"disk": {"serial": host.layout.disk}, "firmware": host.firmware, "group": host.layout.group,
+            "partitions": list(parts)}
 
 
 def _mail(mail: MailSection) -> dict[str, object] | None:

@@ -10,6 +10,7 @@
     recovery = "recovery/…"       # optional: another recovery image than the release's
     [host.layout]                 # only for installs: what the disk shall become
     disk = "the disk's serial"
+    group = "vg0"                 # optional: root and local become logical volumes of it
     partitions = [{ name = "bios", size = "1MiB" }, { name = "esp", size = "256MiB", fs = "vfat" },
                   { name = "root", size = "8GiB", fs = "ext4" }, { name = "local", size = "rest", fs = "ext4" }]
 
@@ -29,7 +30,7 @@ from plumbing import durable
 from plumbing.errors import ConfigError, DiskError, NotFoundError, RerootError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
-from recovery.order import HOST_NAME, SIZE
+from recovery.order import GROUP, HOST_NAME, ROOT_FILESYSTEMS, SIZE
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _MAC = re.compile(r"[0-9a-f]{12}")
@@ -37,9 +38,9 @@ _WORD = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
 # Printable ASCII that neither iPXE, a shell nor a kernel command line reads as anything but itself.
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,63}")
 _KEYS = ("name", "macs", "serial", "address", "subnet", "class", "firmware", "layout", "recovery", "serves")
-_LAYOUT_KEYS = ("disk", "partitions")
+_LAYOUT_KEYS = ("disk", "group", "partitions")
 _PARTITION_KEYS = ("name", "size", "fs")
-_FILESYSTEMS = {"bios": (None,), "esp": ("vfat",), "root": ("ext4",), "local": ("ext4",)}
+_FILESYSTEMS = {"bios": (None,), "esp": ("vfat",), "root": ROOT_FILESYSTEMS, "local": ("ext4",)}
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an install makes of the one disk that has this serial."""
+    """What an install makes of the one disk that has this serial; with `group`, root and local are volumes of it."""
 
     disk: str
     partitions: tuple[Partition, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,12 +216,16 @@ class _Reader:
         disk = self.word(value, "disk", where)
         if disk is None:
             raise self.fail(where, "layout needs disk, the serial of the one disk that may be wiped")
+        group = self.word(value, "group", where)
+        if group is not None and not GROUP.fullmatch(group):
+            raise self.fail((*where, "group"), f"group = {group!r} must be a volume group's name of "
+                            "letters, digits, _ and .")
         rows = value.get("partitions", default_partitions(firmware))
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise self.fail((*where, "partitions"), "partitions must be a list of tables {name, size, fs}")
         parts = tuple(self.partition(row, (*where, "partitions")) for row in rows)
         self.check_partitions(parts, firmware, (*where, "partitions"))
-        return Layout(disk, parts)
+        return Layout(disk, parts, group)
 
     def partition(self, row: Mapping[str, object], where: tuple[str | int, ...]) -> Partition:
         self.check_keys(row, _PARTITION_KEYS, where)
@@ -229,7 +235,8 @@ class _Reader:
         if size is None or not SIZE.fullmatch(size):
             raise self.fail(where, f"size = {size!r} of {name} must be such as \"256MiB\", \"8GiB\" or \"rest\"")
         if fs not in _FILESYSTEMS[name]:
-            raise self.fail(where, f"fs = {fs!r} will not do for {name}; write {_FILESYSTEMS[name][0]!r}")
+            wanted = " or ".join(map(repr, _FILESYSTEMS[name]))
+            raise self.fail(where, f"fs = {fs!r} will not do for {name}; write {wanted}")
         return Partition(name, size, fs)
 
     def check_partitions(self, parts: tuple[Partition, ...], firmware: str, where: tuple[str | int, ...]) -> None:
@@ -359,7 +366,9 @@ def write(host: Host) -> str:
         ("serial", host.serial), ("address", host.address), ("subnet", host.subnet if not host.address else None),
         ("firmware", host.firmware), ("recovery", host.recovery)) if value is not None]
     if host.layout is not None:
-        lines += ["[host.layout]", f"disk = {_quote(host.layout.disk)}", "partitions = ["]
+        lines += ["[host.layout]", f"disk = {_quote(host.layout.disk)}"]
+        lines += [f"group = {_quote(host.layout.group)}"] if host.layout.group else []
+        lines.append("partitions = [")
         lines += [f"  {{ name = {_quote(part.name)}, size = {_quote(part.size)}"
                   + (f", fs = {_quote(part.fs)}" if part.fs else "") + " }," for part in host.layout.partitions]
         lines.append("]")

@@ -107,7 +107,8 @@ def _mounted(point: str) -> tuple[str, str] | None:
     return found
 
 
-def _partition(point: str, known: Mapping[str, Partition]) -> dict[str, object] | None:
+def _place(point: str, known: Mapping[str, Partition]) -> tuple[Partition, str] | None:
+    """Return what is mounted at `point`, and its filesystem's type."""
     mounted = _mounted(point)
     if mounted is None:
         return None
@@ -115,8 +116,15 @@ def _partition(point: str, known: Mapping[str, Partition]) -> dict[str, object] 
     name = (SYS / "dev/block" / number).resolve().name
     part = known.get(name)
     if part is None:
-        raise DiskError(f"{point} lies on {name}, which is not a partition of a GPT disk; this version upgrades hosts "
-                        "whose / and /local are such partitions")
+        raise DiskError(f"{point} lies on {name}, which is no partition of a GPT disk and no plain logical volume; "
+                        "this version upgrades hosts whose / and /local are such")
+    return part, fstype
+
+
+def _named(place: tuple[Partition, str] | None) -> dict[str, object] | None:
+    if place is None:
+        return None
+    part, fstype = place
     return {"partuuid": part.partuuid, "disk_serial": part.disk_serial, "fstype": fstype}
 
 
@@ -126,13 +134,12 @@ def facts() -> dict[str, object]:
     Sizes are in bytes. The boot area is the ESP of the disk that / is on, mounted or not. `disks`
     has the keys of an order's `disks`: root, local (or null), boot (or null).
     """
-    known = {part.device.name: part for disk in disks.inventory() for part in disk.partitions}
+    known = {part.device.name: part for disk in disks.inventory() for part in disk.places}
     memory = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()
                       if line.startswith("MemTotal:"))) * 1024
-    root = _partition("/", known)
+    root = _place("/", known)
     boot = next((part for part in known.values() if part.type_guid == ESP_TYPE and root is not None
-                 and part.disk_serial == root["disk_serial"]), None)
-    area = {"partuuid": boot.partuuid, "disk_serial": boot.disk_serial, "fstype": "vfat"} if boot else None
+                 and part.disk_device == root[0].disk_device), None)
     return {
         "os_release": {name: value for name, value in os_release().items() if name in _OS_KEYS},
         "arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
@@ -140,5 +147,6 @@ def facts() -> dict[str, object]:
         "memory_bytes": memory,
         "serial": machine_serial(SYS) or "",
         "links": [link.to_json() for link in links()],
-        "disks": {"root": root, "local": _partition("/local", known), "boot": area},
+        "disks": {"root": _named(root), "local": _named(_place("/local", known)),
+                  "boot": _named((boot, "vfat") if boot is not None else None)},
     }

@@ -18,9 +18,10 @@ from fleet.local_frames import LocalFrames
 from imaging import recovery_manifest
 from plumbing import durable
 from plumbing.errors import RefusedError
-from recovery import bootloader, disks, firststage, servers
+from recovery import bootloader, disks, filesystems, firststage, servers
 from recovery.identity import AGENT, Identity
 from recovery.log import Log, size
+from recovery.lvm import is_volume
 from recovery.order import Order
 from recovery.phases.content import fetch_part
 from recovery.report import Reporter
@@ -89,7 +90,7 @@ class Stager:
         if self.order.disks.local is None:
             raise RefusedError(f"order {self.order.id} names no /local and recovery needs one for what is precious; "
                                "give this host a /local partition, or order an install")
-        disks.require_makeable(self.order.disks.root.fstype)
+        filesystems.require_makeable(self.order.disks.root.fstype)
         refuse_separate_boot()
 
     # -- the release -----------------------------------------------------------------------------------------
@@ -128,7 +129,8 @@ class Stager:
 
         packed, index = servers.read_index([place for group in self._sources(release.layer_digest) for place in group],
                                            release)
-        require_startable(index.entries, release.ref)
+        assert self.order.disks is not None
+        require_startable(index.entries, release.ref, volumes=is_volume(self.order.disks.root.partuuid))
         with StageWriter(self.folder, release.layer_digest) as stage:
             stage.put(release.index_offset, packed)
             local = LocalFrames(self.root, release, index, stage, lambda text: self.log.say("stage", text))
@@ -191,9 +193,9 @@ class Stager:
         root = disks.identify(found.root.device)
         assert root is not None
         consoles = tuple(word for word in Path("/proc/cmdline").read_text().split() if word.startswith("console="))
-        system = bootloader.find_system(Path("/"), found.root.partuuid, root.uuid, extra=consoles)
-        spec = bootloader.BootSpec(self.order.host, found.root.partuuid, root.uuid,
-                                   found.local.partuuid if found.local else None, self.order.control, system)
+        system = bootloader.find_system(Path("/"), found.root.source, root.uuid, extra=consoles)
+        spec = bootloader.BootSpec(self.order.host, found.root.source, root.uuid,
+                                   found.local.word if found.local else None, self.order.control, system)
         files = bootloader.RecoveryFiles(image["vmlinuz"], image["initrd.img"], image["grubx64.efi"])
         with self._boot_area() as area:
             bootloader.install(area, files, spec, when_unset="system")

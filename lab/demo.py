@@ -34,6 +34,9 @@ class Wish:
 
     hosts: int = 1
     uefi: bool = False
+    root_fs: str = "ext4"
+    group: str | None = None
+    """With `emergency`: the volume group whose volumes root and /local become."""
     emergency: bool = False
     broken: bool = False
     """With `emergency`: the disk is not blank but that of a host which starts no more."""
@@ -124,7 +127,8 @@ class Demo:
         subnets = len(self.lab.network.subnets)
         runtime = self.runtime()
         for number in range(self.wish.hosts):
-            host = self._host(fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=runtime))
+            host = self._host(fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=runtime,
+                                         root_fs=self.wish.root_fs))
             host.build()
         for host in self.hosts:
             host.on.start()
@@ -170,7 +174,8 @@ class Demo:
         """Boot machines with blank or broken disks from the network and install them."""
         subnets = len(self.lab.network.subnets)
         for number in range(self.wish.hosts):
-            spec = fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=None)
+            spec = fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=None,
+                              root_fs=self.wish.root_fs, group=self.wish.group)
             host = self._host(spec)
             if self.wish.broken:
                 host.broken()

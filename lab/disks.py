@@ -1,7 +1,8 @@
 """A host's disk image: partition table, filesystems, first bootloader; it boots by itself.
 
-`plan` is pure; `write` does I/O, all of it into one sparse raw file: no loop device, no mount. Filesystems
-are made at their offsets inside the image (mke2fs -E offset, mkfs.vfat --offset), the ESP is filled by mtools.
+`plan` is pure; `write` does I/O, all of it into one sparse raw file: no loop device, no mount, but for an XFS.
+Filesystems are made at their offsets inside the image (mke2fs -E offset, mkfs.vfat --offset), the ESP is filled by
+mtools.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from lab import grub
 from lab.qemu import Firmware
 from plumbing import run
 from plumbing.errors import NotFoundError, UsageError
+from recovery.disks import make_filesystem, mounted
 from recovery.gpt import BIOS_BOOT_TYPE, ESP_TYPE, LINUX_TYPE, ROOT_X86_64_TYPE
 
 SECTOR = 512
@@ -58,14 +60,15 @@ class DiskPlan:
         return any(each.name == name for each in self.partitions)
 
 
-def plan(*, size_mib: int = 4096, root_mib: int = 2048, esp_mib: int = 128, local: bool = True) -> DiskPlan:
+def plan(*, size_mib: int = 4096, root_mib: int = 2048, esp_mib: int = 128, local: bool = True,
+         root_fs: str = "ext4") -> DiskPlan:
     """Lay out bios-boot (1 MiB), ESP, root and, with `local`, /local in the rest; sizes in MiB."""
     rest = size_mib - 2 - esp_mib - root_mib - 1
     if root_mib < 64 or esp_mib < 34 or rest < (32 if local else 0):
         raise UsageError(f"a disk of {size_mib} MiB has no room for an ESP of {esp_mib} MiB (at least 34), a root of "
                          f"{root_mib} MiB (at least 64) and /local; make the disk larger")
     wanted = [("bios", BIOS_BOOT_TYPE, 1, None), ("esp", ESP_TYPE, esp_mib, "vfat"),
-              ("root", ROOT_X86_64_TYPE, root_mib, "ext4")]
+              ("root", ROOT_X86_64_TYPE, root_mib, root_fs)]
     if local:
         wanted.append(("local", LINUX_TYPE, rest, "ext4"))
     offset, made = MIB, []
@@ -87,7 +90,8 @@ def write(plan: DiskPlan, image: Path, firmware: Firmware, *, root: Path, local:
     with image.open("wb") as stream:
         stream.truncate(plan.size)
     run.run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", image], stdin=_table(plan).encode())
-    make_ext4(image, plan.partition("root"), root)
+    make_root = make_xfs if plan.partition("root").fstype == "xfs" else make_ext4
+    make_root(image, plan.partition("root"), root)
     if plan.has("local"):
         make_ext4(image, plan.partition("local"), local)
     make_vfat(image, plan.partition("esp"))
@@ -109,6 +113,21 @@ def make_ext4(image: Path, where: Partition, tree: Path | None) -> None:
     source = [] if tree is None else ["-d", os.fspath(tree)]
     run.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", _EXT4_FEATURES, "-L", where.name, "-U", str(where.fs_uuid),
              "-E", f"offset={where.offset},root_owner=0:0", *source, image, f"{where.size // 1024}k"], timeout_s=600)
+
+
+def make_xfs(image: Path, where: Partition, tree: Path) -> None:
+    """Make an XFS filesystem inside the image, filled from a folder through a mount."""
+    apart = image.with_suffix(".xfs")
+    with apart.open("wb") as stream:
+        stream.truncate(where.size)
+    try:
+        make_filesystem(apart, "xfs", label=where.name, uuid=where.fs_uuid)
+        with mounted(apart, image.with_suffix(".mnt"), "xfs", "loop") as top:
+            run.run(["cp", "--archive", f"{tree}/.", top], timeout_s=600)
+        run.run(["dd", f"if={apart}", f"of={image}", "bs=1M", f"seek={where.offset // MIB}", "conv=notrunc,sparse",
+                 "status=none"], timeout_s=600)
+    finally:
+        apart.unlink()
 
 
 def make_vfat(image: Path, where: Partition) -> None:

@@ -62,12 +62,17 @@ KEPT = ("host name", "machine-id", *(f"{kind} key" for kind in _HOST_KEYS), "pas
 """The questions whose answers an upgrade must not change."""
 
 
-def release_tree(lab: Lab, suite: str = "trixie") -> Path:
-    """Return a root of `suite` with what this site puts into its image: DHCP by default and the operator's key."""
-    tree = lab.scratch / f"{suite}-site"
+RELEASE_ROOT = roots.RootSpec("trixie", (*roots.HOST_PACKAGES, "lvm2"),
+                              initramfs_modules=(*roots.INITRAMFS_MODULES, "dm_mod"))
+"""What the release is made of: a host's root, which may lie on a logical volume."""
+
+
+def release_tree(lab: Lab) -> Path:
+    """Return the release's root with what this site puts into its image: DHCP by default and the operator's key."""
+    tree = lab.scratch / "site-root"
     if tree.exists():
         return tree
-    run.run(["cp", "--archive", "--reflink=auto", roots.root_tree(roots.RootSpec(suite)), tree], timeout_s=600)
+    run.run(["cp", "--archive", "--reflink=auto", roots.root_tree(RELEASE_ROOT), tree], timeout_s=600)
     (tree / "etc/systemd/network/80-dhcp.network").write_text(DHCP_NETWORK)
     run.run(["chroot", tree, "systemctl", "enable", "systemd-networkd.service"])
     keys = tree / "root/.ssh"
@@ -129,12 +134,13 @@ class LabHost:
         assert self.disk is not None
         return {"name": self.spec.name, "macs": [self.spec.mac], "address": f"{self.spec.address}/24",
                 "firmware": self.spec.firmware.value, "class": ["lab"],
-                "layout": {"disk": self.disk.serial, "partitions": self._partitions()}}
+                "layout": {"disk": self.disk.serial, "partitions": self._partitions(),
+                           **({"group": self.spec.group} if self.spec.group else {})}}
 
     def _partitions(self) -> list[dict[str, str]]:
         bios = [{"name": "bios", "size": "1MiB"}] if self.spec.firmware is Firmware.BIOS else []
         return [*bios, {"name": "esp", "size": "128MiB", "fs": "vfat"},
-                {"name": "root", "size": f"{self.spec.root_mib}MiB", "fs": "ext4"},
+                {"name": "root", "size": f"{self.spec.root_mib}MiB", "fs": self.spec.root_fs},
                 {"name": "local", "size": "rest", "fs": "ext4"}]
 
     def enrol(self) -> None:
@@ -151,7 +157,9 @@ AGENT = ("/usr/lib/reroot/lib/ld-linux-x86-64.so.2 --library-path /usr/lib/reroo
          "-I -m fleet.agent")
 
 
-def spec(number: int, *, firmware: Firmware, subnets: int, runtime: Path | None) -> HostSpec:
+def spec(number: int, *, firmware: Firmware, subnets: int, runtime: Path | None, root_fs: str = "ext4",
+         group: str | None = None) -> HostSpec:
     """Return the `number`-th host of a lab (from 0), spread over the subnets."""
     return HostSpec(NAMES[number], subnet=1 + number % subnets, number=11 + number // subnets, firmware=firmware,
-                    runtime=runtime, unlisted_file=("etc/calibration.dat", b"nobody listed this file\n"))
+                    runtime=runtime, root_fs=root_fs, group=group,
+                    unlisted_file=("etc/calibration.dat", b"nobody listed this file\n"))

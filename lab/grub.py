@@ -28,9 +28,10 @@ _PARTITION_AREA_AT = 0x1B8
 _CORE_SEGMENT = 0x820
 """Where the second sector of core.img is loaded: 0x8200, in paragraphs (grub/i386/pc/boot.h)."""
 
-BIOS_MODULES = ("biosdisk", "part_gpt", "ext2", "fat", "normal", "search", "search_fs_uuid", "configfile", "linux",
+BIOS_MODULES = ("biosdisk", "part_gpt", "ext2", "xfs", "fat", "normal", "search", "search_fs_uuid", "configfile",
+                "linux",
                 "serial", "terminal", "echo", "test", "loadenv", "reboot", "minicmd")
-EFI_MODULES = ("part_gpt", "ext2", "fat", "normal", "search", "search_fs_uuid", "configfile", "linux", "serial",
+EFI_MODULES = ("part_gpt", "ext2", "xfs", "fat", "normal", "search", "search_fs_uuid", "configfile", "linux", "serial",
                "terminal", "echo", "test", "loadenv", "reboot", "minicmd", "efi_gop", "all_video")
 
 

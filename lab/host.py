@@ -36,6 +36,9 @@ class HostSpec:
     root: roots.RootSpec = field(default_factory=lambda: roots.RootSpec("bookworm"))
     disk_mib: int = 4096
     root_mib: int = 2048
+    root_fs: str = "ext4"
+    group: str | None = None
+    """The volume group that an installation makes."""
     local: bool = True
     user: str = "carol"
     password: str = "saturday-afternoon"  # noqa: S105 - of a machine that lives for minutes in a closed network
@@ -78,7 +81,7 @@ class BuiltHost:
 def build(spec: HostSpec, image: Path, cache: Path | None = None) -> BuiltHost:
     """Make the disk image of a host. Raises RefusedError without root, CommandError when a program fails."""
     base = roots.root_tree(spec.root, cache)
-    plan = disks.plan(size_mib=spec.disk_mib, root_mib=spec.root_mib, local=spec.local)
+    plan = disks.plan(size_mib=spec.disk_mib, root_mib=spec.root_mib, local=spec.local, root_fs=spec.root_fs)
     with tempfile.TemporaryDirectory(prefix="reroot-host-", dir=image.parent) as folder:
         tree, local = Path(folder, "root"), Path(folder, "local")
         run.run(["cp", "--archive", "--reflink=auto", base, tree], timeout_s=600)
@@ -138,7 +141,8 @@ def _network(tree: Path, spec: HostSpec) -> None:
 
 
 def _filesystems(tree: Path, spec: HostSpec, plan: DiskPlan) -> None:
-    lines = [f"PARTUUID={plan.partition('root').partuuid} / ext4 errors=remount-ro 0 1"]
+    how = "ext4 errors=remount-ro 0 1" if spec.root_fs == "ext4" else f"{spec.root_fs} defaults 0 0"
+    lines = [f"PARTUUID={plan.partition('root').partuuid} / {how}"]
     if spec.firmware is Firmware.UEFI:
         lines.append(f"PARTUUID={plan.partition('esp').partuuid} /boot/efi vfat umask=0077 0 1")
         (tree / "boot/efi").mkdir(mode=0o700, exist_ok=True)

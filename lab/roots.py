@@ -28,7 +28,7 @@ HOST_PACKAGES = (
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 """Paths dpkg leaves out: nothing a test looks at, a third of the files of a minimal root."""
 
-INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
+INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4", "xfs", "crc32c_generic")
 """What a lab machine needs to find its root; under TCG a whole Debian initramfs costs seconds to unpack."""
 
 _ANONYMOUS = ('rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/resolv.conf" "$1/etc/hostname"; '

@@ -5,7 +5,9 @@ In the order in which they meet the data:
 - `fields`, `order` (pure): the signed order, every field checked.
 - `journal`: what was done already, so that a power cut resumes there.
 - `gpt` (pure), `disks`: which partition is which, never by a name that can move; mounting, making filesystems.
-- `ext4`, `startable`, `fstab` (pure): what fits into the new root, whether it could start, what it mounts.
+- `ext4`, `xfs`, `filesystems` (pure): which roots can be made, what fits in; `startable`, `fstab`: whether it
+  could start, what it mounts.
+- `lvm_format` (pure), `devmapper`, `lvm`: plain logical volumes, found and made.
 - `layout`: what an install makes of a blank disk, shown before it runs.
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.

@@ -36,12 +36,15 @@ class SystemBoot:
 
 @dataclass(frozen=True)
 class BootSpec:
-    """What the menu needs to know; `title` is for people (the host's name)."""
+    """What the menu needs to know; `title` is for people (the host's name).
+
+    `root` is how the system's kernel names its root, `local` how recovery's names /local.
+    """
 
     title: str
-    root_partuuid: str
+    root: str
     root_fs_uuid: str
-    local_partuuid: str | None
+    local: str | None
     control: str
     system: SystemBoot
     recovery_arguments: tuple[str, ...] = (*_CONSOLES, "panic=30")
@@ -67,7 +70,7 @@ class RecoveryFiles:
 
 def menu(spec: BootSpec) -> str:
     """Return the text of grub.cfg; raises RefusedError when a word could mean something else to GRUB or the kernel."""
-    local = [f"reroot.local=PARTUUID={spec.local_partuuid}"] if spec.local_partuuid else []
+    local = [f"reroot.local={spec.local}"] if spec.local else []
     recovery = _words(*local, f"reroot.control={spec.control}", *spec.recovery_arguments)
     return f"""\
 # Written by reroot; every change is lost when the agent or recovery writes it anew.
@@ -105,7 +108,7 @@ fi
 
 def _system(spec: BootSpec) -> str:
     system = spec.system
-    arguments = _words(f"root=PARTUUID={spec.root_partuuid}", "ro", *system.arguments)
+    arguments = _words(f"root={spec.root}", "ro", *system.arguments)
     direct = f"linux {_words(system.kernel)} {arguments}"
     initrd = [] if system.initrd is None else [f"initrd {_words(system.initrd)}"]
     if system.config is None:
@@ -132,7 +135,7 @@ def _quote(title: str) -> str:
     return "'" + plain.replace("'", "'\\''") + "'"
 
 
-def find_system(root: Path, root_partuuid: str, root_fs_uuid: str, *, extra: tuple[str, ...] = ()) -> SystemBoot:
+def find_system(root: Path, source: str, root_fs_uuid: str, *, extra: tuple[str, ...] = ()) -> SystemBoot:
     """Look at the mounted root and return how to start it; `extra` are kernel arguments to add, such as a console.
 
     Its kernel is started directly if it is where distributions put it: a grub.cfg of the root would load modules of
@@ -141,7 +144,7 @@ def find_system(root: Path, root_partuuid: str, root_fs_uuid: str, *, extra: tup
     kernel, initrd = _kernel(root)
     config = "/boot/grub/grub.cfg"
     text = _read_text(root / config[1:])
-    own = root_fs_uuid in text or root_partuuid in text
+    own = root_fs_uuid in text or source.removeprefix("PARTUUID=") in text
     if kernel is None and not own:
         raise NotFoundError(f"no kernel was found on {root}: neither /vmlinuz nor /boot/vmlinuz-*; put a kernel package"
                             " into the release")

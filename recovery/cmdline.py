@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-_PARTUUID = re.compile(r"PARTUUID=([0-9a-fA-F-]{8,36})")
+_LOCAL = re.compile(r"PARTUUID=([0-9a-fA-F-]{8,36})|(LVM-[A-Za-z0-9]{64})")
 _CONSOLE = re.compile(r"[A-Za-z]{2,8}[0-9]{0,3}(?:,[0-9]{1,7}[a-z0-9]{0,3})?")
 _URL = re.compile(r"https?://(?:[A-Za-z0-9._-]{1,120}|\[[0-9a-fA-F:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 LONGEST = 16384
@@ -38,8 +38,8 @@ def parse(text: str) -> CommandLine:
         if not name.startswith("reroot.") or name in seen:
             continue
         seen.add(name)
-        if name == "reroot.local" and (found := _PARTUUID.fullmatch(value)):
-            line = replace(line, local=found[1].lower())
+        if name == "reroot.local" and (found := _LOCAL.fullmatch(value)):
+            line = replace(line, local=found[2] or found[1].lower())
         elif name == "reroot.control" and len(value) <= 200 and _URL.fullmatch(value):
             line = replace(line, control=value.rstrip("/"))
         elif word == "reroot.rescue":

@@ -1,7 +1,9 @@
 """Disks by what cannot move: I/O on /sys and block devices; `find_*` and `describe` are pure.
 
-A partition is named by its GPT GUID and the serial of its disk, both of which must hold. The serial comes from
-sysfs (virtio, NVMe, SCSI page 0x80, WWID), no udev needed. Programs used: mount, umount, sync, mkfs.ext4, mkfs.vfat.
+A partition is named by its GPT GUID and the serial of its disk, both of which must hold; a logical volume by the id
+that LVM gave it and the serials of the disks that its group lies on. The serial comes from
+sysfs (virtio, NVMe, SCSI page 0x80, WWID), no udev needed. Programs used: mount, umount, sync, mkfs.ext4,
+mkfs.xfs, mkfs.vfat.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ import os
 import re
 import struct
 import uuid as uuids
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plumbing.errors import CorruptError, DiskError, RefusedError
 from plumbing.run import Completed, run
 from recovery.gpt import read_gpt
-from recovery.order import Disks, PartitionRef
+from recovery.order import VOLUME_ID, Disks, PartitionRef
 
+_FILESYSTEMS = Path("/proc/filesystems")
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9+_.-]{1,120}")
 _NOT_DISKS = re.compile(r"(sr|fd|loop|ram|zram|dm-|md|mtdblock)\d")
 MKFS_TIMEOUT_S = 1800.0
 """Longest that mkfs may take, in seconds; a large slow disk with its inode tables to write."""
@@ -27,7 +31,11 @@ MKFS_TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition that is there now; `device` may have another name after the next boot."""
+    """A partition, or logical volume, that is there now; `device` may have another name after the next boot.
+
+    Of a volume `partuuid` is LVM- and its 64 characters, `name` that below /dev/mapper, `number` and `start_bytes` are
+    0, `disk_device` is the first of its disks, and `disk_serial` has the serials of all of them, with + between.
+    """
 
     device: Path
     number: int
@@ -39,10 +47,28 @@ class Partition:
     disk_device: Path
     disk_serial: str | None
 
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a logical volume."""
+        return self.partuuid.startswith("LVM-")
+
+    @property
+    def source(self) -> str:
+        """How fstab and the kernel of the host's own system name it."""
+        return f"/dev/mapper/{self.name}" if self.is_volume else f"PARTUUID={self.partuuid}"
+
+    @property
+    def word(self) -> str:
+        """How recovery's kernel command line names it."""
+        return self.partuuid if self.is_volume else f"PARTUUID={self.partuuid}"
+
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk that is there now; `problem` is a sentence when its table cannot be read."""
+    """A disk that is there now, with the volumes of which it is the first disk.
+
+    `problem` is a sentence when its table cannot be read.
+    """
 
     device: Path
     serial: str | None
@@ -50,6 +76,12 @@ class Disk:
     sector_bytes: int
     partitions: tuple[Partition, ...]
     problem: str | None = None
+    volumes: tuple[Partition, ...] = ()
+
+    @property
+    def places(self) -> tuple[Partition, ...]:
+        """All that a filesystem may lie on."""
+        return self.partitions + self.volumes
 
 
 @dataclass(frozen=True)
@@ -71,12 +103,35 @@ class Found:
 
 
 def inventory(sysfs: Path = Path("/sys"), dev: Path = Path("/dev")) -> tuple[Disk, ...]:
-    """Return the disks of this machine with their GPT partitions, by device name."""
+    """Return the disks of this machine with their GPT partitions and active logical volumes, by device name."""
     folders = sorted((sysfs / "block").iterdir()) if (sysfs / "block").is_dir() else []
-    return tuple(
+    found = [
         _disk(folder, dev) for folder in folders
         if (folder / "device").exists() and not _NOT_DISKS.match(folder.name) and _text(folder / "hidden") != "1"
-    )
+    ]
+    below = {device.name: disk for disk in found
+             for device in (disk.device, *(part.device for part in disk.partitions))}
+    volumes = [volume for folder in folders if (volume := _volume(folder, dev, below)) is not None]
+    return tuple(replace(disk, volumes=tuple(one for one in volumes if one.disk_device == disk.device))
+                 for disk in found)
+
+
+def _volume(folder: Path, dev: Path, below: Mapping[str, Disk]) -> Partition | None:
+    """Return the logical volume that a device-mapper device is, None for anything else.
+
+    One that lies on more than disks and partitions, such as a thin one, a snapshot's origin or one in a LUKS container,
+    is none that is known here.
+    """
+    ident, name, slaves = _text(folder / "dm/uuid"), _text(folder / "dm/name"), folder / "slaves"
+    names = sorted(slave.name for slave in slaves.iterdir()) if slaves.is_dir() else []
+    if not VOLUME_ID.fullmatch(ident) or not _VOLUME_NAME.fullmatch(name):
+        return None
+    if not names or any(one not in below for one in names):
+        return None
+    under = sorted({below[one].device: below[one].serial for one in names}.items())
+    serials = [serial for _, serial in under if serial is not None]
+    return Partition(dev / folder.name, 0, ident, "", name, 0, int(_text(folder / "size") or 0) * 512, under[0][0],
+                     "+".join(sorted(serials)) if len(serials) == len(under) else None)
 
 
 def serial_of(folder: Path) -> str | None:
@@ -138,7 +193,7 @@ def describe(disks: Sequence[Disk]) -> str:
         return "no disk at all (is its driver in the recovery image?)"
     lines = []
     for disk in disks:
-        listed = ", ".join(f"{part.device.name}={part.partuuid}" for part in disk.partitions)
+        listed = ", ".join(f"{part.device.name}={part.partuuid}" for part in disk.places)
         parts = listed or disk.problem or "no GPT partitions"
         lines.append(f"{disk.device.name} (serial {disk.serial or 'none'}, {disk.size_bytes >> 20} MiB: {parts})")
     return "; ".join(lines)
@@ -160,7 +215,7 @@ def find_partition(disks: Sequence[Disk], ref: PartitionRef, purpose: str = "nam
     Raises DiskError when it is absent, on a disk with another serial, or there twice (a cloned disk); the
     sentence says what is there. `purpose` is a word for the sentence: root, local, boot.
     """
-    found = [part for disk in disks for part in disk.partitions if part.partuuid == ref.partuuid]
+    found = [part for disk in disks for part in disk.places if part.partuuid == ref.partuuid]
     if not found:
         raise DiskError(f"the {purpose} partition {ref.partuuid} is not on this machine; here are {describe(disks)}: "
                         "connect its disk, or correct the host's entry and issue the order again")
@@ -226,13 +281,6 @@ def check_filesystem(part: Partition, ref: PartitionRef, purpose: str) -> Filesy
     return there
 
 
-def require_makeable(fstype: str) -> None:
-    """Raise RefusedError for a root of a type that recovery cannot make; to be asked before the wipe."""
-    if fstype != "ext4":
-        raise RefusedError(f"recovery makes ext4 roots, not {fstype}; nothing was touched: order an install of this "
-                           "host with a root of type ext4")
-
-
 def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid: str | None = None,
                     inodes: int | None = None) -> None:
     """Make a new, empty filesystem on `device`; everything on it goes. `uuid` keeps what fstab and GRUB refer to.
@@ -245,10 +293,14 @@ def make_filesystem(device: Path, fstype: str, *, label: str | None = None, uuid
         argv: list[str] = ["mkfs.ext4", "-q", "-F"]
         argv += (["-L", label] if label else []) + (["-U", uuid] if uuid else [])
         argv += ["-N", str(inodes)] if inodes else []
+    elif fstype == "xfs":
+        # GRUB 2.06 and kernels from 5.10 on must read it, whatever a newer mkfs.xfs takes for its default
+        argv = ["mkfs.xfs", "-q", "-f", "-i", "nrext64=0"] + (["-L", label] if label else [])
+        argv += ["-m", f"uuid={uuid}"] if uuid else []
     elif fstype == "vfat":
         argv = ["mkfs.vfat"] + (["-n", label] if label else []) + (["-i", uuid.replace("-", "")] if uuid else [])
     else:
-        raise RefusedError(f"recovery makes ext4 and vfat filesystems, not {fstype}; use a root or local of type ext4")
+        raise RefusedError(f"recovery makes ext4, xfs and vfat filesystems, not {fstype}; choose one of these")
     run([*argv, device], timeout_s=MKFS_TIMEOUT_S)
 
 
@@ -265,6 +317,9 @@ def refuse_mounted(device: Path, mounts: Path = Path("/proc/mounts")) -> None:
 def mount(device: Path, target: Path, fstype: str, *options: str) -> None:
     """Mount `device` at `target`, making the folder; raises DiskError."""
     target.mkdir(parents=True, exist_ok=True)
+    # the kernel of an initramfs does not always find modprobe itself
+    if fstype not in _FILESYSTEMS.read_text().split():
+        run(["modprobe", fstype], check=False)
     chosen = ["-o", ",".join(options)] if options else []
     done = run(["mount", "-t", fstype, *chosen, device, target], check=False)
     if done.status != 0:

@@ -1,4 +1,4 @@
-"""What fits into an ext4 that mke2fs makes with its defaults. Pure: sizes in, a sentence or the -N that is needed out.
+"""What fits into an ext4 that mke2fs makes with its defaults. Pure: sizes in, bytes or the -N that is needed out.
 
 The numbers are mke2fs's (mke2fs.conf as Debian ships it, lib/ext2fs/mkjournal.c), held against real runs by a test.
 """
@@ -6,7 +6,6 @@ The numbers are mke2fs's (mke2fs.conf as Debian ships it, lib/ext2fs/mkjournal.c
 from __future__ import annotations
 
 from imaging.footprint import Footprint
-from plumbing.errors import DiskError
 
 INODE_BYTES = 256
 SPARE_INODES = 1.25
@@ -42,12 +41,3 @@ def room_bytes(size: int, need: Footprint) -> int:
     """Return how many bytes of whole blocks such a filesystem on `size` bytes takes, with inodes enough for `need`."""
     inodes = max(default_inodes(size), inodes_to_make(size, need) or 0)
     return int(size * METADATA * RESERVE) - inodes * INODE_BYTES - journal_bytes(size)
-
-
-def require_room(size: int, need: Footprint, what: str) -> None:
-    """Raise DiskError when `need` does not fit into a partition of `size` bytes; `what` is for the sentence."""
-    room = room_bytes(size, need)
-    if room < need.size:
-        raise DiskError(f"{what} takes {need.size >> 20} MiB in {need.inodes} inodes, and a filesystem of "
-                        f"{size >> 20} MiB has room for {max(0, room) >> 20}; nothing was touched: use a larger "
-                        "partition, or a smaller release")

@@ -13,9 +13,12 @@ BEFORE = "etc/fstab.before-reroot"
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of ours: a partition by its GUID; `point` is one of `points`' names, the first where none is there yet."""
+    """A line of ours: a partition by its GUID, or a volume.
 
-    partuuid: str
+    `point` is one of `points`' names, the first where none is there yet.
+    """
+
+    source: str
     points: tuple[str, ...]
     fstype: str
     options: str
@@ -23,7 +26,7 @@ class Mount:
 
     def line(self, point: str) -> str:
         """Return the line that mounts it at `point`."""
-        return f"PARTUUID={self.partuuid} {point} {self.fstype} {self.options} 0 {self.order}"
+        return f"{self.source} {point} {self.fstype} {self.options} 0 {self.order}"
 
 
 def read(root: Path) -> str:

@@ -16,6 +16,7 @@ from plumbing.errors import CorruptError
 
 BIOS_BOOT_TYPE = "21686148-6449-6e6f-744e-656564454649"
 ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+LVM_TYPE = "e6d6d379-f507-44c2-a23c-238f2a3df928"
 LINUX_TYPE = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 ROOT_X86_64_TYPE = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 

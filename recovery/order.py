@@ -34,6 +34,10 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]*)?")
 GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+VOLUME_ID = re.compile(r"LVM-[A-Za-z0-9]{64}")
+"""What device-mapper shows as the uuid of a logical volume: its group's id and its own, without their dashes."""
+GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,62}")
+_PLACE_ID = re.compile(f"{GUID.pattern}|{VOLUME_ID.pattern}")
 MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 SIZE = re.compile(r"rest|[1-9][0-9]{0,6}(?:MiB|GiB|TiB)")
 _TARGET_PART = r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}"
@@ -44,6 +48,8 @@ _MAIL = re.compile(r"[A-Za-z0-9._%+=-]{1,64}@[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
 _GATEWAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{16,64}")
+ROOT_FILESYSTEMS = ("ext4", "xfs")
+"""Types of root that recovery makes."""
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -65,7 +71,7 @@ class Target:
 
 @dataclass(frozen=True)
 class PartitionRef:
-    """A partition by what cannot move: GPT partition GUID and serial of its disk (None: it shows none)."""
+    """A partition or logical volume by what cannot move: its id and the serial of its disk (None: it shows none)."""
 
     partuuid: str
     disk_serial: str | None
@@ -97,11 +103,12 @@ class LayoutPartition:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an install makes of the one disk with this serial."""
+    """What an install makes of the one disk with this serial; with `group`, root and local are volumes of it."""
 
     disk_serial: str
     firmware: Firmware
     partitions: tuple[LayoutPartition, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,13 @@ class Order:
         """Wall seconds at which it ceases to be valid."""
         return clock.from_iso(self.expires)
 
+    def fstype(self, name: Literal["root", "local"]) -> str:
+        """The type of filesystem of root or /local, "" where the order names no such partition."""
+        if self.layout is not None:
+            return next((part.fs or "" for part in self.layout.partitions if part.name == name), "")
+        part = getattr(self.disks, name, None)
+        return part.fstype if part is not None else ""
+
     @classmethod
     def from_json(cls, data: bytes | str) -> Order:
         """Read a payload; raises ConfigError naming the first field that breaks a rule."""
@@ -190,6 +204,7 @@ class Order:
         if self.layout is not None:
             value["layout"] = {
                 "disk": {"serial": self.layout.disk_serial}, "firmware": self.layout.firmware,
+                "group": self.layout.group,
                 "partitions": [asdict(part) for part in self.layout.partitions],
             }
         if self.mail is not None:
@@ -221,7 +236,7 @@ def _target(fields: Fields, key: str, *, optional: bool) -> Target | None:
 
 
 def _partition(fields: Fields) -> PartitionRef:
-    part = PartitionRef(fields.text("partuuid", GUID, "a GPT partition GUID in lower case"),
+    part = PartitionRef(fields.text("partuuid", _PLACE_ID, "a GPT partition GUID in lower case, or a volume's LVM-id"),
                         fields.text_or_none("disk_serial", _SERIAL, "a disk's serial number"),
                         fields.text("fstype", _FSTYPE, "a filesystem type such as ext4"))
     fields.end()
@@ -248,26 +263,29 @@ def _layout(fields: Fields | None) -> Layout | None:
     serial = disk.text("serial", _SERIAL, "a disk's serial number")
     disk.end()
     firmware = cast("Firmware", fields.choice("firmware", ("bios", "uefi")))
+    group = fields.text_or_none("group", GROUP, "a volume group's name of letters, digits, _ and .")
     parts = tuple(_layout_partition(child) for child in fields.children("partitions", least=2, most=4))
     fields.end()
     kinds: dict[str, str | None] = {part.name: part.fs for part in parts}
     if len(kinds) != len(parts):
         raise ConfigError("order.layout.partitions has a name twice; each of bios, esp, root, local is there once")
-    needed: dict[str, str | None] = {"esp": "vfat", "root": "ext4"} | ({"bios": None} if firmware == "bios" else {})
-    for name, fs in needed.items():
+    needed: dict[str, tuple[str | None, ...]] = {"esp": ("vfat",), "root": ROOT_FILESYSTEMS} | (
+        {"bios": (None,)} if firmware == "bios" else {})
+    for name, types in needed.items():
         if name not in kinds:
             raise ConfigError(f"order.layout.partitions has no {name}, which {firmware} firmware needs; add it")
-        if kinds[name] != fs:
-            raise ConfigError(f"order.layout.partitions: {name} must have fs {fs or 'null'}")
+        if kinds[name] not in types:
+            raise ConfigError(f"order.layout.partitions: {name} must have fs "
+                              f"{' or '.join(fs or 'null' for fs in types)}")
     if sum(part.size == "rest" for part in parts) > 1:
         raise ConfigError("order.layout.partitions gives the rest of the disk away twice; give one a size")
-    return Layout(serial, firmware, parts)
+    return Layout(serial, firmware, parts, group)
 
 
 def _layout_partition(fields: Fields) -> LayoutPartition:
     name = cast("PartitionName", fields.choice("name", ("bios", "esp", "root", "local")))
     part = LayoutPartition(name, fields.text("size", SIZE, "a size such as 512MiB, 20GiB or rest"),
-                           fields.text_or_none("fs", re.compile("vfat|ext4"), "vfat, ext4 or null"))
+                           fields.text_or_none("fs", re.compile("vfat|ext4|xfs"), "vfat, ext4, xfs or null"))
     fields.end()
     if name == "local" and part.fs != "ext4":
         raise ConfigError("order.layout.partitions: local must have fs ext4, it keeps the journal and the stage")

@@ -163,7 +163,7 @@ class Session:
                 disks.mount(device, self.places.local, fstype)
             except DiskError:
                 self.log.say("disks", f"{device} does not mount as it is; checking it")
-                check_local(device)
+                check_local(device, fstype)
                 disks.mount(device, self.places.local, fstype)
             self.local_mounted = True
         self.open_journal()
@@ -262,10 +262,15 @@ def fstype_of(part: Partition) -> str:
     return there.fstype
 
 
-def check_local(device: Path) -> None:
-    """Repair what can be repaired without asking (e2fsck -p); raises DiskError when that is not enough."""
+def check_local(device: Path, fstype: str) -> None:
+    """Repair what can be repaired without asking (e2fsck -p); raises DiskError when that is not enough.
+
+    Mounting has replayed the log of an XFS, so one that does not mount needs a person.
+    """
     from plumbing.run import run
 
+    if fstype == "xfs":
+        raise DiskError(f"{device} has errors that mounting it does not mend; run xfs_repair on it elsewhere")
     done = run(["e2fsck", "-p", device], check=False, timeout_s=1800)
     if done.status not in (0, 1, 2):  # 1: errors corrected, 2: and a reboot advised, which is for mounted ones
         raise DiskError(f"{device} has errors that e2fsck does not repair by itself; run e2fsck on it from the rescue "

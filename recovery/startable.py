@@ -16,8 +16,11 @@ MOST_LINKS = 40
 """Links that are followed on the way to one file, as Linux does."""
 
 
-def require_startable(entries: Iterable[Entry], ref: str) -> None:
-    """Raise RefusedError when neither a kernel nor a grub.cfg is where the boot menu can find it."""
+def require_startable(entries: Iterable[Entry], ref: str, *, volumes: bool = False) -> None:
+    """Raise RefusedError when neither a kernel nor a grub.cfg is where the boot menu can find it.
+
+    With `volumes` the root lies on a logical volume, which the release's initramfs finds by its own lvm.
+    """
     tree = {entry.path: entry for entry in entries}
     kernels = (path for path in tree if path.startswith(b"boot/vmlinuz-") and path.count(b"/") == 1)
     named = any(SAFE_WORD.fullmatch(name) and "rescue" not in name and is_file(tree, path)
@@ -25,6 +28,9 @@ def require_startable(entries: Iterable[Entry], ref: str) -> None:
     if not (named or is_file(tree, b"vmlinuz") or is_file(tree, b"boot/grub/grub.cfg")):
         raise RefusedError(f"release {ref} has no kernel: neither /vmlinuz nor /boot/vmlinuz-*, and no grub.cfg of its "
                            "own; nothing was touched: put a kernel package into the release")
+    if volumes and not any(is_file(tree, path) for path in (b"usr/sbin/lvm", b"sbin/lvm", b"usr/bin/lvm")):
+        raise RefusedError(f"release {ref} has no lvm, and the root of this host lies on a logical volume; nothing was "
+                           "touched: put the package lvm2 into the release")
 
 
 def is_file(tree: Mapping[bytes, Entry], path: bytes) -> bool:

@@ -24,7 +24,7 @@ reboot
 """
 
 MODULES = (
-    "part_gpt", "part_msdos", "fat", "ext2",  # where things lie
+    "part_gpt", "part_msdos", "fat", "ext2", "xfs", "lvm",  # where things lie
     "search", "search_fs_file", "search_fs_uuid", "search_label", "probe",  # finding them
     "normal", "configfile", "linux", "chain", "boot",  # going on
     "loadenv", "test", "true", "echo", "sleep", "regexp",  # what grub.cfg says

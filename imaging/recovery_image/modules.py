@@ -42,6 +42,8 @@ PROFILES: dict[str, tuple[Wanted, ...]] = {
         Wanted("virtio_rng", "randomness of a virtual machine"),
         Wanted("sd_mod", "SCSI and SATA disks"),
         Wanted("ext4", "root and /local"),
+        Wanted("xfs", "root and /local"),
+        Wanted("dm_mod", "logical volumes"),
         Wanted("vfat", "EFI system partition and boot area"),
         Wanted("nls_cp437", "names on FAT"),
         Wanted("nls_iso8859_1", "names on FAT"),
@@ -162,12 +164,20 @@ class _Tree:
         if not self.files and not self.builtin:
             raise NotFoundError(f"{folder} holds no kernel modules; name the tree that a kernel package unpacks to")
         self._aliases: dict[str, str] | None = None
+        facts = folder / "modules.builtin.modinfo"
+        words = facts.read_bytes().decode("utf-8", "replace").split("\0") if facts.is_file() else []
+        self.builtin_aliases = {word.partition(".alias=")[2].replace("-", "_") for word in words if ".alias=" in word}
 
     def by_alias(self, alias: str) -> str | None:
-        """Resolve names such as crypto-crc32c, for which soft dependencies ask."""
+        """Resolve names such as crypto-crc32c, for which soft dependencies ask; None when the kernel itself does it.
+
+        Of several the generic one is taken: the others want a processor that has their instructions.
+        """
+        if alias.replace("-", "_") in self.builtin_aliases:
+            return None
         if self._aliases is None:
             self._aliases = {}
-            for name, path in self.files.items():
+            for name, path in sorted(self.files.items(), key=lambda item: not item[0].endswith("_generic")):
                 for found in modinfo(read_module(path), name)["alias"]:
                     self._aliases.setdefault(found.replace("-", "_"), name)
         return self._aliases.get(alias.replace("-", "_"))

@@ -32,6 +32,7 @@ PROGRAMS = (
     Program("busybox", "busybox", "modprobe, mount, ip, udhcpc, and the shell of the rescue menu"),
     Program("mkfs.ext4", "e2fsprogs", "makes the root filesystem anew", ("mke2fs",), ("/etc/mke2fs.conf",)),
     Program("e2fsck", "e2fsprogs", "checks /local before it is trusted", ("fsck.ext4",)),
+    Program("mkfs.xfs", "xfsprogs", "makes a root of type xfs anew"),
     Program("mkfs.vfat", "dosfstools", "makes the EFI system partition on a bare disk"),
     Program("sfdisk", "fdisk", "writes the partition table of a bare disk"),
 )

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from plumbing import clock, durable
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, fstab, identity, servers
+from recovery import disks, filesystems, fstab, identity, lvm, servers
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
@@ -60,7 +60,10 @@ def _wait_partition(session: Session, partuuid: str) -> Partition:
     deadline, pause = clock.monotonic() + DEVICE_WAIT_S, threading.Event()
     while True:
         here = session.inventory()
-        found = [part for disk in here for part in disk.partitions if part.partuuid == partuuid]
+        if lvm.is_volume(partuuid):
+            lvm.activate(here, lambda text: session.log.say("disks", text))
+            here = session.inventory()
+        found = [part for disk in here for part in disk.places if part.partuuid == partuuid]
         if len(found) == 1:
             return found[0]
         if len(found) > 1 or clock.monotonic() > deadline:
@@ -212,7 +215,9 @@ def identify(session: Session) -> Mapping[str, object]:
             return {}
     else:
         assert ordered.disks is not None
-        disks.require_makeable(ordered.disks.root.fstype)
+        filesystems.require_makeable(ordered.disks.root.fstype)
+        if lvm.is_volume(ordered.disks.root.partuuid):
+            lvm.activate(session.inventory(), lambda text: session.log.say("disks", text))
         session.found = disks.find_all(session.inventory(), ordered.disks)
         if session.journalled.state.finished:
             return {}
@@ -227,9 +232,15 @@ def identify(session: Session) -> Mapping[str, object]:
 
     missing = content.prepare(session)
     assert session.index is not None
-    require_startable(session.index.entries, session.release.ref)
+    require_startable(session.index.entries, session.release.ref, volumes=_on_volumes(ordered))
     room.require(session, root_bytes)
     return {"frames": len(session.index.frames), "missing": missing}
+
+
+def _on_volumes(ordered: Order) -> bool:
+    if ordered.disks is not None:
+        return lvm.is_volume(ordered.disks.root.partuuid)
+    return ordered.layout is not None and ordered.layout.group is not None
 
 
 def _refuse_separate_boot(session: Session, root: Partition) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from imaging.footprint import Footprint
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError, RerootError
-from recovery import bootloader, disks, ext4, identity, layout
+from recovery import bootloader, disks, filesystems, identity, layout, lvm
 from recovery import network as links
 from recovery.disks import Disk, Found, Partition
+from recovery.gpt import LVM_TYPE
 from recovery.journal import Journal, Record, carried_out, decode, replay
 from recovery.layout import LayoutPlan
 from recovery.phases import room
@@ -55,6 +56,9 @@ def find(session: Session) -> int:
                            "add one to the host's entry")
     root = plan.partition("root")
     assert root is not None
+    if disk.partitions and any(part.type_guid == LVM_TYPE for part in disk.partitions):
+        lvm.activate([disk], lambda text: session.log.say("disks", text))
+        plan, disk = _plan(session)
     for line in layout.show(plan, disk).splitlines():
         session.log.say("disks", line)
     if layout.is_finished(plan, disk):
@@ -64,7 +68,7 @@ def find(session: Session) -> int:
 
 def _take_up(session: Session, plan: LayoutPlan, disk: Disk) -> None:
     """Go on with the /local that this very order has made, if that is whole."""
-    parts = _parts(plan, disk.partitions)
+    parts = _parts(plan, disk.places)
     local = parts.local
     there = disks.identify(local.device) if local is not None else None
     made = plan.partition("local")
@@ -120,7 +124,8 @@ def _require_room(session: Session, kept: Kept) -> None:
     root, local = plan.partition("root"), plan.partition("local")
     assert root is not None and local is not None
     room.require(session, root.size_bytes, kept)
-    ext4.require_room(local.size_bytes, Footprint(size, 1), "what an unfinished upgrade left precious on /local")
+    filesystems.require_room("ext4", local.size_bytes, Footprint(size, 1),
+                             "what an unfinished upgrade left precious on /local")
 
 
 def _taken_up(session: Session) -> Kept | None:
@@ -139,9 +144,9 @@ def refuse_unwritten(session: Session) -> None:
 
 def _search(session: Session) -> Kept | None:
     _, disk = _plan(session)
-    for part in disk.partitions:
+    for part in disk.places:
         there = disks.identify(part.device)
-        if there is None or not there.fstype.startswith("ext"):
+        if there is None or not there.fstype.startswith(("ext", "xfs")):
             continue
         if not _mount_broken(session, part.device, there.fstype):
             continue
@@ -168,7 +173,7 @@ def _mount_broken(session: Session, device: Path, fstype: str) -> bool:
         session.mount(device, session.places.root, fstype, "ro")
     except DiskError:
         try:
-            check_local(device)
+            check_local(device, fstype)
             session.mount(device, session.places.root, fstype, "ro")
         except RerootError as error:
             session.log.say("preserve", f"nothing can be kept from {device}: {error.sentence}")
@@ -260,7 +265,8 @@ def wipe(session: Session) -> Mapping[str, object]:
     _become(session)
     if again:
         device = session.disks_found.root.device
-        disks.make_filesystem(device, root.fs or "ext4", label="reroot-root", uuid=root.fs_uuid, inodes=inodes)
+        disks.make_filesystem(device, session.ordered.fstype("root"), label="reroot-root", uuid=root.fs_uuid,
+                              inodes=inodes)
     # A boot area that says recovery, before there is one: nothing may start the root until it is whole.
     area = session.open_boot_area()
     assert area is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imaging.footprint import Footprint, footprint
-from recovery import ext4
+from recovery import filesystems
 from recovery.session import Session
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ def require(session: Session, size: int, kept: Kept | None = None) -> None:
     """Raise DiskError when a root of `size` bytes does not take the release and what is put back."""
     assert session.release is not None
     what = f"release {session.release.ref}" + (" with the precious files" if kept is not None else "")
-    ext4.require_room(size, needed(session, kept), what)
+    filesystems.require_room(session.ordered.fstype("root"), size, needed(session, kept), what)
 
 
 def inodes(session: Session, size: int, archive: Path | None) -> int | None:
-    """Return how many inodes the new root must be made with, None when mke2fs makes enough by itself."""
+    """Return how many inodes the new root must be made with, None when mkfs makes enough by itself."""
     from precious import keep
 
-    return ext4.inodes_to_make(size, needed(session, None if archive is None else keep.load(archive)))
+    return filesystems.inodes_to_make(
+        session.ordered.fstype("root"), size, needed(session, None if archive is None else keep.load(archive)))

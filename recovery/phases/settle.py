@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plumbing import clock, durable
 from plumbing.errors import NotFoundError, RefusedError
-from recovery import bootloader, disks, firststage, fstab, hostkeys
+from recovery import bootloader, disks, filesystems, firststage, fstab, hostkeys
 from recovery.phases import blank
 from recovery.phases.fill import mount_root
 from recovery.phases.keep import archive_folder, brief, set_default
@@ -127,10 +127,12 @@ def write_fstab(session: Session, root: Path) -> str:
     install = session.ordered.mode == "install"
     if "/" in fstab.points(text) and not install:
         return "kept"
-    mounts = [fstab.Mount(found.root.partuuid, ("/",), _fstype(session, "root"), "errors=remount-ro", 1)]
+    fstype, local = session.ordered.fstype("root"), session.ordered.fstype("local")
+    kind = filesystems.ROOTS[fstype]
+    mounts = [fstab.Mount(found.root.source, ("/",), fstype, kind.options, kind.check)]
     if found.local is not None:
-        mounts.append(fstab.Mount(found.local.partuuid, ("/local",), _fstype(session, "local"), "defaults", 2))
-    mounts.append(fstab.Mount(found.boot.partuuid, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
+        mounts.append(fstab.Mount(found.local.source, ("/local",), local, "defaults", 0 if local == "xfs" else 2))
+    mounts.append(fstab.Mount(found.boot.source, ("/boot/efi", "/efi"), "vfat", "umask=0077", 2))
     kept = text if fstab.points(text) else ""
     fresh = fstab.rewritten(kept or f"{fstab.HEADER}\n", mounts)
     for mount in mounts[1:]:
@@ -147,14 +149,6 @@ def _mount_point(root: Path, path: str) -> None:
     folder = inside(root, path)
     if not os.path.lexists(folder):
         folder.mkdir(mode=0o755)
-
-
-def _fstype(session: Session, name: str) -> str:
-    ordered = session.ordered.disks
-    if ordered is None:
-        return "ext4"
-    part = ordered.root if name == "root" else ordered.local
-    return part.fstype if part is not None else "ext4"
 
 
 def copy_runtime(source: Path, root: Path) -> None:
@@ -196,9 +190,9 @@ def boot_area(session: Session, root: Path) -> bootloader.SystemBoot:
     found = session.disks_found
     there = disks.identify(found.root.device)
     assert there is not None
-    system = bootloader.find_system(root, found.root.partuuid, there.uuid, extra=consoles(session))
+    system = bootloader.find_system(root, found.root.source, there.uuid, extra=consoles(session))
     spec = bootloader.BootSpec(
-        session.ordered.host, found.root.partuuid, there.uuid, found.local.partuuid if found.local else None,
+        session.ordered.host, found.root.source, there.uuid, found.local.word if found.local else None,
         session.ordered.control, system)
     area = session.open_boot_area()
     assert area is not None

@@ -111,8 +111,8 @@ class Host:
         system = bootloader.find_system(root, self.root_plan.partuuid, self.root_plan.fs_uuid)
         assert system == SystemBoot("/vmlinuz", "/initrd.img", ("console=ttyS0", "payload=system"))
         self.spec = BootSpec(
-            title="alpha'; reboot; echo '$root", root_partuuid=self.root_plan.partuuid,
-            root_fs_uuid=self.root_plan.fs_uuid, local_partuuid="11111111-2222-3333-4444-555555555555",
+            title="alpha'; reboot; echo '$root", root=f"PARTUUID={self.root_plan.partuuid}",
+            root_fs_uuid=self.root_plan.fs_uuid, local="PARTUUID=11111111-2222-3333-4444-555555555555",
             control="http://[fd00::1]:8080", system=system, timeout_s=0,
             recovery_arguments=("console=ttyS0", "payload=recovery"))
         self.machine: Machine = lab.machine(name, disks=[Disk(self.image, name)],

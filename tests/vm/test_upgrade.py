@@ -44,8 +44,8 @@ def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell) -> 
     assert run.mailbox.messages == []
 
 
-def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:
-    run = begin(Wish(hosts=2, uefi=True))
+def test_two_uefi_hosts_with_xfs_roots_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:
+    run = begin(Wish(hosts=2, uefi=True, root_fs="xfs"))
     story = run.upgrade()
     check_kept(story, tell)
     assert {host.spec.address.rsplit(".", 1)[0] for host in run.hosts} == {"10.77.1", "10.77.2"}
@@ -54,10 +54,29 @@ def test_two_uefi_hosts_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> Non
     assert [rollout["phase"] for rollout in rollouts] == ["done"]
 
 
-@pytest.mark.parametrize(("uefi", "broken"), [(False, False), (True, True)], ids=["bios-blank", "uefi-broken"])
-def test_a_blank_or_broken_machine_installs_itself_from_the_network(begin: Begin, uefi: bool, broken: bool) -> None:
-    run = begin(Wish(uefi=uefi, emergency=True, broken=broken))
-    story = run.install()
+def test_a_broken_uefi_machine_installs_itself_from_the_network(begin: Begin) -> None:
+    run = begin(Wish(uefi=True, emergency=True, broken=True, root_fs="xfs"))
+    _installed(run, run.install())
+
+
+def test_a_blank_bios_machine_gets_logical_volumes_and_is_upgraded_on_them(begin: Begin) -> None:
+    run = begin(Wish(emergency=True, group="vg0"))
+    _installed(run, run.install())
+    machine = run.hosts[0].on
+    assert machine.succeed("findmnt -no SOURCE / /local").split() == ["/dev/mapper/vg0-root", "/dev/mapper/vg0-local"]
+    machine.succeed("vgck vg0 && echo mine > /local/mine && echo '# mine' > /etc/cron.d/mine")
+    key = machine.read_file("/etc/ssh/ssh_host_ed25519_key.pub")
+    run.order()
+    run.follow()
+    machine.wait_for_login(fleet.LOGIN_S)
+    assert machine.read_file("/etc/ssh/ssh_host_ed25519_key.pub") == key
+    assert machine.read_file("/local/mine") == b"mine\n"
+    assert machine.succeed("findmnt -no SOURCE /").strip() == "/dev/mapper/vg0-root"
+    assert b"vg0-root" in machine.read_file("/proc/cmdline")
+    machine.succeed("vgck vg0")
+
+
+def _installed(run: Demo, story: demo.Story) -> None:
     assert story.after["alpha"].answers["system"] == NEW
     assert story.after["alpha"].answers["host name"] == "alpha"
     run.hosts[0].on.succeed("test -s /etc/ssh/ssh_host_ed25519_key && mountpoint /local")
@@ -112,7 +131,7 @@ def damage_root(run: Demo) -> None:
     built = run.hosts[0].built
     assert built is not None
     root = built.plan.partition("root")
-    files = [path for path in roots.root_tree(roots.RootSpec("trixie")).rglob("*")
+    files = [path for path in roots.root_tree(fleet.RELEASE_ROOT).rglob("*")
              if path.is_file() and not path.is_symlink()]
     wanted = set()
     for path in sorted(files, key=lambda path: path.stat().st_size)[-40:]:

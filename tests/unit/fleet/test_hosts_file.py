@@ -70,6 +70,7 @@ def test_reads() -> None:
     ('[[host]]\nname = "a"\nlayout.disk = "x"\nlayout.partitions = [{name = "root", size = "2GB"}]', 4, "size"),
     ('[[host]]\nname = "a"\n[host.layout]\ndisk = "x"\npartitions = [{name = "esp", size = "1MiB", fs = "ext4"}]', 5,
      "'vfat'"),
+    ('[[host]]\nname = "a"\n[host.layout]\ndisk = "x"\ngroup = "a b"', 5, "volume group's name"),
     ('host = 1', 1, "[[host]] tables"),
     ('[[host]]\nname = \n', 2, "not TOML"),
 ])
@@ -83,7 +84,8 @@ def test_complaints_name_the_line(text: str, line: int, words: str) -> None:
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 words = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
 layouts = st.builds(Layout, words, st.just((
-    Partition("bios", "1MiB", None), Partition("esp", "256MiB", "vfat"), Partition("root", "rest", "ext4"))))
+    Partition("bios", "1MiB", None), Partition("esp", "256MiB", "vfat"), Partition("root", "rest", "xfs"))),
+    st.sampled_from([None, "vg0"]))
 hosts = st.builds(
     Host, name=names, macs=st.lists(st.binary(min_size=5, max_size=5).map(lambda raw: mac(f"52{raw.hex()}")),
                                     max_size=2, unique=True).map(tuple),

@@ -358,14 +358,14 @@ def test_a_real_ticket_taken_back_stops_the_download(bench: Bench) -> None:
     ("rescue", "none", "is to rescue this host"),
     ("install", "none", "is to install this host"),
     ("upgrade", "no local", "names no /local"),
-    ("upgrade", "xfs", "ext4 roots, not xfs"),
+    ("upgrade", "btrfs", "ext4 or xfs, not btrfs"),
 ])
 def test_what_recovery_would_refuse_is_refused_before_the_reboot(
         bench: Bench, mode: Mode, variant: str, why: str) -> None:
     disks = bench.order.disks
     assert disks is not None
     variants = {"none": None, "no local": replace(disks, local=None),
-                "xfs": replace(disks, root=replace(disks.root, fstype="xfs"))}
+                "btrfs": replace(disks, root=replace(disks.root, fstype="btrfs"))}
     with pytest.raises(RefusedError, match=why):
         bench.stager(mode=mode, disks=variants[variant]).run(b"")
     assert not (bench.local / "recover/order.json").exists()

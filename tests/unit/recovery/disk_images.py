@@ -75,6 +75,6 @@ class Bench:
                 os.truncate(node, entry.sectors * 512)
 
     def look(self) -> tuple[Disk, ...]:
-        for folder in (self.sysfs / "block").iterdir():
+        for folder in (self.sysfs / "block").glob("[!d]*"):
             self.reread(folder.name)
         return inventory(self.sysfs, self.dev)

@@ -173,7 +173,9 @@ class Host:
     @contextmanager
     def mounted(self, name: str) -> Iterator[Path]:
         """Look into a partition while recovery is not running."""
-        fstype = BOOT_FS if name == "boot" else "ext4"
+        found = disks.identify(self.devices[name])
+        assert found is not None
+        fstype = BOOT_FS if name == "boot" else found.fstype
         with disks.mounted(self.devices[name], self.folder / f"look-{name}", fstype) as folder:
             yield folder
 
@@ -231,17 +233,18 @@ POLICY: dict[str, object] = {"rules": [{"keep": ["/etc/hostname", "/etc/ssh/ssh_
 
 
 @contextmanager
-def host(folder: Path) -> Iterator[Host]:
+def host(folder: Path, root_fstype: str = "ext4") -> Iterator[Host]:
     """Make a host with an old system, a staged order on /local, and recovery in its boot area."""
     with ExitStack() as stack:
         site = stack.enter_context(serve(folder / "site"))
-        sizes = {"root": 48 << 20, "local": 48 << 20, "boot": 40 << 20}
+        sizes = {"root": (320 if root_fstype == "xfs" else 48) << 20, "local": 48 << 20, "boot": 40 << 20}
         devices = {name: stack.enter_context(_loop(folder / f"{name}.img", size)) for name, size in sizes.items()}
-        run(["mkfs.ext4", "-q", "-F", devices["root"]])
+        disks.make_filesystem(devices["root"], root_fstype)
         run(["mkfs.ext4", "-q", "-F", devices["local"]])
         run(["mkfs.vfat", devices["boot"]] if BOOT_FS == "vfat" else ["mkfs.ext4", "-q", "-F", devices["boot"]])
         new_tree(folder / "new")
         refs = {name: PartitionRef(GUIDS[name], SERIAL, BOOT_FS if name == "boot" else "ext4") for name in GUIDS}
+        refs["root"] = replace(refs["root"], fstype=root_fstype)
         now = clock.wall()
         order = Order(
             id=str(uuid.uuid4()), host="alpha", mode="upgrade", machine=Machine((MAC,), None),

@@ -14,7 +14,8 @@ from imaging.footprint import BLOCK_BYTES, Footprint, footprint
 from imaging.scan import scan
 from plumbing.errors import DiskError, RefusedError
 from plumbing.run import run
-from recovery import disks, ext4, fstab
+from recovery import disks, ext4, filesystems, fstab, xfs
+from recovery.order import ROOT_FILESYSTEMS
 from recovery.startable import is_file, require_startable
 
 MIB = 1 << 20
@@ -88,12 +89,53 @@ def test_a_tree_takes_no_more_than_its_footprint(tmp_path: Path) -> None:
         assert before.f_ffree - after.f_ffree == counted.inodes - 1, "the top was there"
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("mib", [300, 511, 2048, 8192, 65536, 2 << 20])
+def test_the_room_is_not_more_than_mkfs_xfs_leaves(tmp_path: Path, mib: int) -> None:
+    image = tmp_path / "image"
+    with image.open("wb") as stream:
+        stream.truncate(mib * MIB)
+    disks.make_filesystem(image, "xfs")
+    with disks.mounted(image, tmp_path / "mnt", "xfs", "loop") as root:
+        figures = os.statvfs(root)
+    room = figures.f_bfree * figures.f_frsize
+    assert 0.85 * room < xfs.room_bytes(mib * MIB, Footprint(0, 1)) <= room * xfs.RESERVE
+
+
+@pytest.mark.root
+def test_a_tree_that_fits_by_the_numbers_fits_on_xfs(tmp_path: Path) -> None:
+    """Small files, long links and attributes, as many as are said to fit."""
+    image, size = tmp_path / "image", 300 * MIB
+    with image.open("wb") as stream:
+        stream.truncate(size)
+    disks.make_filesystem(image, "xfs")
+    with disks.mounted(image, tmp_path / "mnt", "xfs", "loop") as root:
+        for number in range(20_000):
+            (root / f"{number % 50}").mkdir(exist_ok=True)
+            (root / f"{number % 50}/{number:0150}").write_bytes(b"x" * (number % 5000))
+        (root / "long").symlink_to("y" * 200)
+        counted = footprint(scan(root, one_file_system=True))
+        filler = xfs.room_bytes(size, counted) - counted.size
+        assert filler > 40 * MIB
+        with (root / "filler").open("wb") as stream:
+            stream.write(bytes(filler))
+            os.fsync(stream.fileno())
+
+
+def test_every_root_that_an_order_may_name_can_be_made() -> None:
+    assert tuple(filesystems.ROOTS) == ROOT_FILESYSTEMS
+    with pytest.raises(RefusedError, match=r"roots of type ext4 or xfs, not btrfs; nothing was touched"):
+        filesystems.require_makeable("btrfs")
+
+
 def test_what_does_not_fit_is_a_sentence() -> None:
-    ext4.require_room(2048 * MIB, Footprint(1500 * MIB, 1000), "release x")
+    with pytest.raises(DiskError, match="an xfs filesystem of 200 MiB has room for 0"):
+        filesystems.require_room("xfs", 200 * MIB, Footprint(MIB, 10), "release x")
+    filesystems.require_room("ext4", 2048 * MIB, Footprint(1500 * MIB, 1000), "release x")
     with pytest.raises(DiskError, match="release x with the precious files takes 1900 MiB in 1000 inodes"):
-        ext4.require_room(2048 * MIB, Footprint(1900 * MIB, 1000), "release x with the precious files")
+        filesystems.require_room("ext4", 2048 * MIB, Footprint(1900 * MIB, 1000), "release x with the precious files")
     with pytest.raises(DiskError, match="room for"):
-        ext4.require_room(2048 * MIB, Footprint(1500 * MIB, 2_000_000), "their inodes alone take 640 MB")
+        filesystems.require_room("ext4", 2048 * MIB, Footprint(1500 * MIB, 2_000_000), "their inodes alone take 640 MB")
     assert ext4.inodes_to_make(2048 * MIB, Footprint(0, 100_000)) is None
     assert ext4.inodes_to_make(2048 * MIB, Footprint(0, 140_000)) == 175_000
 
@@ -120,6 +162,14 @@ TOP, BOOT, GRUB = (_entry(name, EntryType.DIRECTORY) for name in (".", "boot", "
 ])
 def test_a_release_that_starts(entries: list[Entry]) -> None:
     require_startable([TOP, *entries], "debian/13/amd64")
+
+
+def test_a_root_on_a_volume_wants_a_release_with_lvm() -> None:
+    entries = [TOP, _entry("vmlinuz"), _entry("sbin", EntryType.SYMLINK, link="usr/sbin"),
+               *(_entry(name, EntryType.DIRECTORY) for name in ("usr", "usr/sbin"))]
+    with pytest.raises(RefusedError, match=r"has no lvm.*put the package lvm2 into the release"):
+        require_startable(entries, "debian/13/amd64", volumes=True)
+    require_startable([*entries, _entry("usr/sbin/lvm")], "debian/13/amd64", volumes=True)
 
 
 @pytest.mark.parametrize("entries", [
@@ -155,9 +205,9 @@ UUID=3333 none swap sw 0 0"""
 
 
 def test_lines_of_new_partitions_take_the_place_of_the_old_and_others_stay() -> None:
-    mounts = [fstab.Mount("R", ("/",), "ext4", "errors=remount-ro", 1),
-              fstab.Mount("L", ("/local",), "ext4", "defaults", 2),
-              fstab.Mount("E", ("/boot/efi", "/efi"), "vfat", "umask=0077", 2)]
+    mounts = [fstab.Mount("PARTUUID=R", ("/",), "ext4", "errors=remount-ro", 1),
+              fstab.Mount("PARTUUID=L", ("/local",), "ext4", "defaults", 2),
+              fstab.Mount("PARTUUID=E", ("/boot/efi", "/efi"), "vfat", "umask=0077", 2)]
     fresh = fstab.rewritten(OLD, mounts)
     assert fresh.splitlines() == [
         "# the host's own", "PARTUUID=R / ext4 errors=remount-ro 0 1", "PARTUUID=L /local ext4 defaults 0 2",

@@ -15,7 +15,8 @@ from recovery import bootloader
 from recovery.bootloader import BootSpec, BootState, RecoveryFiles, SystemBoot, boot_once, menu, set_default, state
 
 GUID = "00000001-1111-4222-8333-444444444444"
-SPEC = BootSpec("alpha", GUID, "6f1d5f0e-5b0b-4d53-9f0b-8f1d6a2c7e11", GUID.replace("1", "2"), "http://10.0.0.1:8080",
+SPEC = BootSpec("alpha", f"PARTUUID={GUID}", "6f1d5f0e-5b0b-4d53-9f0b-8f1d6a2c7e11",
+                f"PARTUUID={GUID.replace('1', '2')}", "http://10.0.0.1:8080",
                 SystemBoot("/vmlinuz", "/initrd.img", ("console=ttyS0",)))
 
 
@@ -41,13 +42,16 @@ def esp(tmp_path: Path) -> Path:
 def test_the_menu_names_what_it_starts() -> None:
     text = checked(menu(SPEC))
     assert f"linux /vmlinuz root=PARTUUID={GUID} ro console=ttyS0\n    initrd /initrd.img\n" in text
-    recovery = f"reroot.local=PARTUUID={SPEC.local_partuuid} reroot.control=http://10.0.0.1:8080"
+    recovery = f"reroot.local={SPEC.local} reroot.control=http://10.0.0.1:8080"
     assert f"linux /reroot/vmlinuz {recovery} console=tty0 console=ttyS0,115200 panic=30\n" in text
     assert "configfile" not in text
     own = checked(menu(replace(SPEC, system=replace(SPEC.system, config="/boot/grub/grub.cfg", initrd=None))))
     assert "configfile /boot/grub/grub.cfg" in own
     assert "initrd /initrd.img" not in own
-    assert "reroot.local" not in checked(menu(replace(SPEC, local_partuuid=None)))
+    volume = "LVM-" + 64 * "a"
+    on_lvm = checked(menu(replace(SPEC, root="/dev/mapper/vg0-root", local=volume)))
+    assert "root=/dev/mapper/vg0-root ro" in on_lvm and f"reroot.local={volume} " in on_lvm
+    assert "reroot.local" not in checked(menu(replace(SPEC, local=None)))
     assert "'reroot.control=http://[fd00::1]:8080'" in checked(menu(replace(SPEC, control="http://[fd00::1]:8080")))
 
 
@@ -57,7 +61,7 @@ def test_the_menu_names_what_it_starts() -> None:
 ])
 def test_a_hostile_word_is_refused(word: str) -> None:
     for spec in (
-        replace(SPEC, control=word), replace(SPEC, root_partuuid=word), replace(SPEC, root_fs_uuid=word),
+        replace(SPEC, control=word), replace(SPEC, root=word), replace(SPEC, root_fs_uuid=word),
         replace(SPEC, recovery_arguments=(word,)), replace(SPEC, system=SystemBoot(word, None)),
         replace(SPEC, system=SystemBoot("/vmlinuz", word)), replace(SPEC, system=SystemBoot("/vmlinuz", None, (word,))),
         replace(SPEC, system=SystemBoot("/vmlinuz", None, (), word)),

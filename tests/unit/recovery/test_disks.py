@@ -178,6 +178,15 @@ def test_filesystems_say_who_they_are(bench: Bench, tmp_path: Path) -> None:
         check_filesystem(find_partition(disks, ref(0)), ref(0), "root")
 
 
+def test_an_xfs_root_keeps_its_names(tmp_path: Path) -> None:
+    uuid = "6f1d5f0e-5b0b-4d53-9f0b-8f1d6a2c7e11"
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    os.truncate(image, 320 << 20)
+    make_filesystem(image, "xfs", label="reroot-root", uuid=uuid)
+    assert identify(image) == Filesystem("xfs", uuid, "reroot-root")
+
+
 def test_other_ext_versions_and_fat32_are_told_apart(tmp_path: Path) -> None:
     image = tmp_path / "image"
     for kind in ("ext2", "ext3", "ext4"):

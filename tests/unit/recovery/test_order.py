@@ -48,7 +48,7 @@ def payload(**changes: object) -> dict[str, Any]:
 
 
 def install(**changes: object) -> dict[str, Any]:
-    layout = {"disk": {"serial": "alpha-0"}, "firmware": "bios", "partitions": [
+    layout = {"disk": {"serial": "alpha-0"}, "firmware": "bios", "group": "vg0", "partitions": [
         {"name": "bios", "size": "1MiB", "fs": None}, {"name": "esp", "size": "128MiB", "fs": "vfat"},
         {"name": "root", "size": "2GiB", "fs": "ext4"}, {"name": "local", "size": "rest", "fs": "ext4"}]}
     return payload(mode="install", disks=None, layout=layout, **changes)
@@ -129,6 +129,7 @@ def test_a_broken_field_is_named(spoil: Callable[[dict[str, Any]], None]) -> Non
     change("layout.partitions.0.fs", "ext4"), change("layout.partitions.2.size", "rest"),
     change("layout.partitions.2.size", "0MiB"), change("layout.partitions.2.size", "2GB"),
     change("layout.partitions.0", {"name": "esp", "size": "1MiB", "fs": "vfat"}), change("layout.firmware", "efi"),
+    change("layout.group", "a-b"),
     change("layout.disk.serial", None), change("layout.disk.device", "/dev/vda"), change("layout.partitions", []),
 ], ids=lambda spoil: spoil.__name__)
 def test_a_broken_layout_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:

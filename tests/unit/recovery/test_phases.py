@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from one_host import POLICY, Host, PowerCutError, actions, cut, drive, free_port, reissue
+from one_host import POLICY, Host, PowerCutError, actions, cut, drive, free_port, host, reissue
 
 from imaging.audit import load_index
 from imaging.release import Release
@@ -56,6 +56,15 @@ def test_an_upgrade(alpha: Host) -> None:
     assert before is not None and after is not None and before.uuid == after.uuid
     assert alpha.site.reports >= 2 * len(PHASES)
     assert session.reporter.waiting() == ()
+
+
+def test_an_upgrade_of_an_xfs_root(tmp_path: Path) -> None:
+    with host(tmp_path, "xfs") as made:
+        before = disks.identify(made.devices["root"])
+        _, menus = drive(made)
+        assert menus == []
+        _is_new(made)
+        assert before is not None and disks.identify(made.devices["root"]) == replace(before, label="root")
 
 
 def test_reading_the_archive_and_putting_back_say_how_far_they_are(alpha: Host) -> None:

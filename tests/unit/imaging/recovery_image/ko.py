@@ -13,7 +13,7 @@ NEEDED = {
     "scsi_mod": {}, "virtio_scsi": {"depends": ["virtio,scsi_mod"]}, "sd_mod": {"depends": ["scsi_mod"]},
     "virtio-rng": {"depends": ["virtio"]}, "fat": {}, "vfat": {"depends": ["fat"]}, "nls_cp437": {},
     "nls_iso8859-1": {}, "nls_ascii": {}, "crc32c_generic": {"alias": ["crypto-crc32c"]},
-    "ext4": {"softdep": ["pre: crypto-crc32c post: never"]},
+    "ext4": {"softdep": ["pre: crypto-crc32c post: never"]}, "xfs": {}, "dm_mod": {},
 }
 
 

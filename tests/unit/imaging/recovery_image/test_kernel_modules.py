@@ -42,6 +42,16 @@ def test_dependencies_are_listed_last_first_as_modprobe_expects(tmp_path: Path) 
     assert text(found, "modules.dep")[-1] == "kernel/drivers/a.ko: kernel/drivers/b.ko kernel/drivers/c.ko"
 
 
+def test_a_soft_dependency_is_the_generic_one_and_none_when_the_kernel_has_it(tmp_path: Path) -> None:
+    """The fast ones load on some processors only, and what depends on them would not load either."""
+    crc = {"xfs": {"softdep": ["pre: crc32c"]}, "a_crc32c_intel": {"alias": ["crc32c"]},
+           "crc32c_generic": {"alias": ["crc32c"]}}
+    folder = ko.tree(tmp_path, crc)
+    assert names(module_closure(folder, [Wanted("xfs", "why")])) == ["crc32c_generic", "xfs"]
+    (folder / "modules.builtin.modinfo").write_bytes(b"crc32c_generic.alias=crc32c\0crc32c_generic.license=GPL\0")
+    assert names(module_closure(folder, [Wanted("xfs", "why")])) == ["xfs"]
+
+
 def test_dashes_aliases_and_builtins(tmp_path: Path) -> None:
     folder = ko.tree(tmp_path, {"virtio-rng": {"depends": ["virtio"], "alias": ["virtio:d00000004v*"]}},
                      builtin=("virtio", "ext4"))
