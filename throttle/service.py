@@ -337,8 +337,8 @@ class TicketService:
         pool = self._view.pool(service.name)
         providers = frozenset([*(one.name for one in service.providers), *pool.offers])
         near = self._directory.near(asker.host, providers) if len(providers) > 1 else {}
-        granted = semaphore.acquire(self._view, service, Asker(asker.host, near, asker.address), now, wall=clock.wall(),
-                                    down=self._down.get(service.name, ()))
+        granted = semaphore.acquire(self._view, service, Asker(asker.host, near, asker.address) if near else asker, now,
+                                    wall=clock.wall(), down=self._down.get(service.name, ()))
         if granted is None:
             return False
         changes, lease = granted
