@@ -186,3 +186,22 @@ class Reroot:
 
     def cpu_s(self) -> float:
         return cpu_s(self._process.pid)
+
+
+class Signing:
+    """The same server, asked by hosts that sign each request."""
+
+    name = "reroot, signing"
+
+    def __init__(self, server: Reroot) -> None:
+        self._server = server
+        self.version, self.address, self.file = server.version, server.address, server.file
+
+    def start(self) -> None:
+        """It runs."""
+
+    def stop(self) -> None:
+        """It is stopped by itself."""
+
+    def cpu_s(self) -> float:
+        return self._server.cpu_s()

@@ -11,7 +11,8 @@ that none ever waits for another: nothing is asked of etcd that a semaphore woul
 PostgreSQL is spoken to by asyncpg: one statement takes a free row of a table FOR UPDATE SKIP LOCKED and writes the
 holder into it, another one gives it back.
 
-reroot is spoken to in HTTP/1.1 as docs/protocols/tickets.md has it, each connection a host that signs its requests.
+reroot is spoken to in HTTP/1.1 as docs/protocols/tickets.md has it, each connection a host: in a session that it opens
+before it is measured, like a client that asks often, or signing each request.
 """
 
 from __future__ import annotations
