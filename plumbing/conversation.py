@@ -63,13 +63,14 @@ class Conversation(Client):
                                  deadline_s=deadline_s)
         try:
             match answer.accepted():
-                case {"session": str(name), "public": str(theirs), "lifetime_s": int(life_s)} if life_s > 0:
+                case {"session": str(name), "public": str(theirs), "lifetime_s": int(life_s)} if (
+                        session.IDENTITY.fullmatch(name) and 0 < life_s <= session.MAX_LIFETIME_S):
                     secret = session.agree(key, theirs, self._name, name, (ours, theirs))
                     self._session = _Session(name, secret, sent_s + life_s)
                     return
         except RerootError:
             pass  # the request itself will be told what is wrong
-        self._possible = answer.status < http.client.BAD_REQUEST or answer.status >= http.client.INTERNAL_SERVER_ERROR
+        self._possible = answer.status >= http.client.INTERNAL_SERVER_ERROR
 
     def _authenticated(self, method: str, target: str, body: bytes) -> Mapping[str, str]:
         if self._session is None:

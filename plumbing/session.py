@@ -24,9 +24,11 @@ OPENING = "/api/v1/session"
 HEADER = "Reroot-Session"
 KEY_BYTES = 32
 DIGEST_BYTES = 16
-_VALUE = re.compile(r"([A-Za-z0-9_-]{16}) ([1-9][0-9]{0,15}) ([0-9a-f]{32})")
-"""Identity, count, digest. An identity is 12 random bytes in base64."""
-
+MAX_LIFETIME_S = 86_400
+"""What a server says of a longer life is not believed, in seconds."""
+IDENTITY = re.compile(r"[A-Za-z0-9_-]{16}")
+"""12 random bytes in base64."""
+_VALUE = re.compile(rf"({IDENTITY.pattern}) ([1-9][0-9]{{0,15}}) ([0-9a-f]{{32}})")
 _LABEL = b"reroot-session-1"
 
 
