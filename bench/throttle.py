@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.table import Row, Section
-from bench.throttle_peers import ROOT, Etcd, Peer, Postgres, Reroot
+from bench.throttle_peers import ROOT, Etcd, Peer, Postgres, Reroot, Signing
 from plumbing.errors import CommandError
 from plumbing.run import run
 
@@ -71,7 +71,8 @@ def rounds(count: int) -> tuple[dict[str, list[Round]], dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="reroot-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL runs as nobody
-        peers: list[Peer] = [Etcd(folder), Postgres(folder, CONNECTIONS), Reroot(folder, CONNECTIONS)]
+        ours = Reroot(folder, CONNECTIONS)
+        peers: list[Peer] = [Etcd(folder), Postgres(folder, CONNECTIONS), ours, Signing(ours)]
         for peer in peers:
             peer.start()
             stack.callback(peer.stop)
@@ -135,7 +136,9 @@ def about(found: Mapping[str, Sequence[Round]], versions: Mapping[str, str],
         f"A pair is a durable grant and its return. {CONNECTIONS} connections ask without pause for {SECONDS:.0f} s; "
         f"{count} rounds in turn, medians.",
         "etcd: LeaseGrant, Txn (put if nobody has the key), LeaseRevoke over gRPC, each connection its own key.",
-        "PostgreSQL: a row FOR UPDATE SKIP LOCKED, and back. reroot: signed HTTP requests, SQLite.", "",
+        "PostgreSQL: a row FOR UPDATE SKIP LOCKED, and back. reroot: HTTP requests, SQLite, each connection a host in "
+        "a session that it opened with one signature; then the same server, asked by hosts that sign each request.",
+        "All askers run on uvloop, in a process that shares the machine's processors with the server.", "",
         "| | pairs/s | grant p50 | grant p99 | pair p99 | server CPU per pair | asker CPU per pair |",
         "|---|---|---|---|---|---|---|",
     ]

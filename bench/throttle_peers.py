@@ -156,7 +156,7 @@ class Reroot:
         with log.open("ab") as stream:
             self._process = spawn(
                 [sys.executable, "-c", "from cli.main import main; main()", "serve", "--site", self.site.root],
-                errors=stream, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                errors=stream, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"})
         _wait(self._answers, self._process, log)
         self.file.write_text(json.dumps([self._enrolled(f"h{number}") for number in range(self._connections)]))
 
@@ -186,3 +186,22 @@ class Reroot:
 
     def cpu_s(self) -> float:
         return cpu_s(self._process.pid)
+
+
+class Signing:
+    """The same server, asked by hosts that sign each request."""
+
+    name = "reroot, signing"
+
+    def __init__(self, server: Reroot) -> None:
+        self._server = server
+        self.version, self.address, self.file = server.version, server.address, server.file
+
+    def start(self) -> None:
+        """It runs."""
+
+    def stop(self) -> None:
+        """It is stopped by itself."""
+
+    def cpu_s(self) -> float:
+        return self._server.cpu_s()

@@ -11,7 +11,8 @@ that none ever waits for another: nothing is asked of etcd that a semaphore woul
 PostgreSQL is spoken to by asyncpg: one statement takes a free row of a table FOR UPDATE SKIP LOCKED and writes the
 holder into it, another one gives it back.
 
-reroot is spoken to in HTTP/1.1 as docs/protocols/tickets.md has it, each connection a host that signs its requests.
+reroot is spoken to in HTTP/1.1 as docs/protocols/tickets.md has it, each connection a host: in a session that it opens
+before it is measured, like a client that asks often, or signing each request.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
+
+import uvloop
 
 TTL_S = 3600
 
@@ -115,9 +118,8 @@ class Http2(asyncio.Protocol):
         self._waiting: asyncio.Future[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(_PREFACE + frame(_SETTINGS, 0, 0, b"") + frame(_WINDOW, 0, 0, struct.pack(">I", 1 << 30)))
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(_PREFACE + frame(_SETTINGS, 0, 0, b"") + frame(_WINDOW, 0, 0, struct.pack(">I", 1 << 30)))
 
     def call(self, headers: bytes, message: bytes) -> Awaitable[bytes]:
         """Begin a call; the answer is the message."""
@@ -232,8 +234,7 @@ class Http1(asyncio.Protocol):
         self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def ask(self, request: bytes) -> Awaitable[tuple[int, bytes]]:
         """Send a request; the answer is its status and body."""
@@ -259,41 +260,78 @@ class Http1(asyncio.Protocol):
             self._waiting.set_exception(ConnectionError("the connection was lost"))
 
 
+_GET, _RETURN = "/api/v1/tickets", "/api/v1/tickets/"
+_WISH = b'{"service":"bench"}'
+
+
 class RerootAsker:
-    """A host that gets a ticket and returns it."""
+    """A host that gets a ticket and returns it; `proof` makes the header lines that prove who it is."""
 
-    def __init__(self, wire: Http1, host: str, key: bytes) -> None:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    def __init__(self, wire: Http1, proof: Callable[[str, str, bytes], str]) -> None:
+        self._wire, self._proof = wire, proof
 
-        self._wire, self._host, self._key = wire, host, Ed25519PrivateKey.from_private_bytes(key)
-        self._body = b'{"service":"bench"}'
-
-    def _request(self, method: str, target: str, body: bytes) -> bytes:
-        from plumbing import hostauth
-
-        signed = hostauth.sign(self._key, self._host, time.time(), method, target, body)
-        head = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
-        return f"{method} {target} HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    def _request(self, method: str, target: str, body: bytes = b"") -> bytes:
+        length = f"Content-Length: {len(body)}\r\n" if body else ""
+        return (f"{method} {target} HTTP/1.1\r\nHost: x\r\n{self._proof(method, target, body)}{length}\r\n".encode()
+                + body)
 
     async def pair(self, lap: Callable[[], None]) -> None:
-        status, answer = await self._wire.ask(self._request("POST", "/api/v1/tickets", self._body))
+        status, answer = await self._wire.ask(self._request("POST", _GET, _WISH))
         assert status == 200, answer
         lap()
-        ticket = json.loads(answer)["ticket"]
-        status, answer = await self._wire.ask(self._request("DELETE", f"/api/v1/tickets/{ticket}", b""))
+        status, answer = await self._wire.ask(self._request("DELETE", _RETURN + json.loads(answer)["ticket"]))
         assert status == 204, answer
 
 
-async def reroot(address: str, number: int, file: Path) -> RerootAsker:
-    """Connect to reroot; `file` holds hosts and their keys, as JSON."""
+async def _reroot(address: str, number: int, file: Path) -> tuple[Http1, Callable[[str, str, bytes], dict[str, str]]]:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from plumbing import hostauth
+
     host, _, port = address.rpartition(":")
     _, wire = await asyncio.get_running_loop().create_connection(Http1, host, int(port))
-    name, key = json.loads(file.read_bytes())[number]
-    return RerootAsker(wire, name, bytes.fromhex(key))
+    name, raw = json.loads(file.read_bytes())[number]
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw))
+    return wire, lambda method, target, body: hostauth.sign(key, name, time.time(), method, target, body)
+
+
+async def signing(address: str, number: int, file: Path) -> RerootAsker:
+    """Connect to reroot as a host that signs each request; `file` holds hosts and their keys, as JSON."""
+    wire, sign = await _reroot(address, number, file)
+    return RerootAsker(wire, lambda *words: _lines(sign(*words)))
+
+
+async def speaking(address: str, number: int, file: Path) -> RerootAsker:
+    """Connect to reroot as a host that opens a session, with one signature; `file` as `signing` has it."""
+    from plumbing import session
+
+    wire, sign = await _reroot(address, number, file)
+    key = session.new_key()
+    ours = session.public_of(key)
+    body = json.dumps({"public": ours}).encode()
+    headers = sign("POST", session.OPENING, body)
+    status, answer = await wire.ask(
+        f"POST {session.OPENING} HTTP/1.1\r\nHost: x\r\n{_lines(headers)}Content-Length: {len(body)}\r\n\r\n".encode()
+        + body)
+    assert status == 201, answer
+    told = json.loads(answer)
+    secret = session.agree(key, told["public"], headers["Reroot-Host"], told["session"], (ours, told["public"]))
+    count = 0
+
+    def proof(method: str, target: str, body: bytes) -> str:
+        nonlocal count
+        count += 1
+        return _lines(session.speak(secret, told["session"], count, method, target, body))
+
+    return RerootAsker(wire, proof)
+
+
+def _lines(headers: dict[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 PEERS: dict[str, Callable[[str, int, Path], Awaitable[Asker]]] = {
-    "etcd": etcd, "PostgreSQL": postgres, "reroot": reroot}
+    "etcd": etcd, "PostgreSQL": postgres, "reroot": speaking, "reroot, signing": signing}
 
 
 async def load(peer: str, address: str, connections: int, warm_s: float, seconds: float, file: Path) -> None:
@@ -338,5 +376,5 @@ def cpu_s() -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(load(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]),
+    uvloop.run(load(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]),
                      Path((sys.argv[6:] or ["/dev/null"])[0])))

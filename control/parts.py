@@ -15,6 +15,7 @@ from control.files import Library
 from control.gate import Gate
 from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
+from control.sessions import Sessions
 from control.signatures import Signatures
 from control.site import Site
 from fleet.hosts import Host, Hosts, HostsFile
@@ -41,6 +42,7 @@ class Parts:
     library: Library
     bell: Bell
     signatures: Signatures
+    sessions: Sessions
     gate: Gate
 
     @property

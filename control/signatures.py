@@ -43,6 +43,11 @@ class Claimed:
     claim: Claim
     key: Key
 
+    @property
+    def host(self) -> str:
+        """The host's name."""
+        return self.claim.host
+
 
 class Signatures:
     """What one server knows of keys, and the nonces it keeps."""
@@ -67,8 +72,8 @@ class Signatures:
             raise TrustError(_STRANGER)
         return Claimed(claim, key)
 
-    async def authenticate(self, who: Claimed, method: str, target: str, body: bytes, now: float) -> str:
-        """Return the name of the host that signed this request and did so for the first time; raises TrustError."""
+    async def authenticate(self, who: Claimed, method: str, target: str, body: bytes, now: float) -> Claimed:
+        """Return what held: the host signed this request, by this key, for the first time; raises TrustError."""
         try:
             hostauth.verify(who.claim, who.key.public, now, method, target, body)
         except TrustError:
@@ -78,7 +83,7 @@ class Signatures:
             who = Claimed(who.claim, fresh)
             hostauth.verify(who.claim, fresh.public, now, method, target, body)
         await self._accepting.do((who, now))
-        return who.claim.host
+        return who
 
     async def _read(self, host: str) -> Key | None:
         text = await asyncio.to_thread(self._stored, host)

@@ -13,157 +13,91 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy.exc import OperationalError
 
+from control.api.hosts import opened
 from control.api.refusals import refusal
 from control.api.requests import parse
 from control.api.tickets import HOLD_S, TicketBody, described
 from control.database import unwritable
 from control.door import Door
 from control.parts import Parts
+from control.ticket_request import Ask, read
 from plumbing import clock
 from plumbing.errors import DiskError, Kind, RerootError
+from throttle.records import Lease
+from throttle.waiting import Request
 
 log = logging.getLogger("reroot.api")
+T = TypeVar("T")
 
-MAX_HEAD = 2048
-MAX_BODY = 1024
-"""Bytes; what is longer is not of the shape that is answered here."""
 MAX_WAITING = 64 << 10
 """Bytes of further requests that are taken in while one is answered."""
 LOOK_S = 60.0
 """How often a connection is looked at; it is closed at the second look without a request between, in seconds."""
-_TICKETS = "/api/v1/tickets"
-_BEGINS = (b"POST /api/v1/tickets", b"DELETE /api/v1/tickets/")
-_SIGNED = ("reroot-host", "reroot-time", "reroot-nonce", "reroot-signature")
-_PLAIN = frozenset({*_SIGNED, "host", "content-length", "content-type", "user-agent", "accept", "accept-encoding",
-                     "connection"})
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A request of the shape that is answered here: `what` is get, renew or return, `ticket` the path's."""
-
-    what: str
-    method: str
-    target: str
-    ticket: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-def read(data: bytes) -> tuple[Ask, int] | int | None:
-    """Return the request at the beginning of `data` and its length in bytes; None when it is not of the shape.
-
-    When its head has come whole and its body has not, return the length that is waited for.
-    """
-    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
-    if end < 0 or not data.startswith(_BEGINS):
-        return None
-    try:
-        first, *lines = data[:end].decode("ascii").split("\r\n")
-    except UnicodeDecodeError:
-        return None
-    words = first.split(" ")
-    if len(words) != 3 or words[2] != "HTTP/1.1":
-        return None
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        name = name.lower()
-        if not colon or name not in _PLAIN or name in headers or not value.isprintable():
-            return None
-        headers[name] = value.strip(" ")
-    length = headers.get("content-length", "0")
-    if headers.get("connection", "keep-alive").lower() != "keep-alive":
-        return None
-    if not length.isdigit() or len(length) > 4 or int(length) > MAX_BODY or "host" not in headers:
-        return None
-    whole = end + 4 + int(length)
-    what = _what(words[0], words[1])
-    if what is None:
-        return None
-    if len(data) < whole:
-        return whole
-    return Ask(what[0], words[0], words[1], what[1], headers, data[end + 4:whole]), whole
+async def prove(parts: Parts, ask: Ask) -> tuple[str, str | None]:
+    """Return the host whose request it is, and the key that it signed with, None in a session; raises TrustError."""
+    if ask.spoken is not None:
+        identity, count, digest = ask.spoken
+        found = await parts.sessions.find(identity)
+        return found.accept(count, digest, ask.method, ask.target, ask.body), None
+    now = clock.wall()
+    claimed = await parts.signatures.claimed(parts.hosts.by_name, ask.headers, now)
+    who = await parts.signatures.authenticate(claimed, ask.method, ask.target, ask.body, now)
+    return who.host, who.key.text
 
 
-def _what(method: str, target: str) -> tuple[str, str] | None:
-    if target == _TICKETS:
-        return ("get", "") if method == "POST" else None
-    ticket, slash, rest = target.removeprefix(f"{_TICKETS}/").partition("/")
-    if not target.startswith(f"{_TICKETS}/") or not ticket or not ticket.replace("_", "-").replace("-", "").replace(
-            ".", "").isalnum():
-        return None
-    match method, slash, rest:
-        case "POST", "/", "renew":
-            return "renew", ticket
-        case "DELETE", "", "":
-            return "return", ticket
-    return None
+@lru_cache(1024)
+def _service(body: bytes) -> str:
+    return parse(TicketBody, body).service
 
 
-async def answer(parts: Parts, ask: Ask, address: str) -> tuple[bool, bytes]:
-    """Do what a request asks; return whether its sender proved who it is, and the answer as it goes over the wire."""
-    known = False
-    try:
-        now = clock.wall()
-        who = await parts.signatures.claimed(parts.hosts.by_name, ask.headers, now)
-        host = await parts.signatures.authenticate(who, ask.method, ask.target, ask.body, now)
-        known = True
-        if ask.what == "return":
-            await parts.tickets.give_back(ask.ticket, host)
-            return known, _head(HTTPStatus.NO_CONTENT, "") + b"\r\n"
-        if ask.what == "renew":
-            lease = await parts.tickets.renew(ask.ticket, host)
-        else:
-            wait_s = 0.0 if parts.bell.closed else HOLD_S
-            lease = await parts.tickets.get(parse(TicketBody, ask.body).service, host, wait_s=wait_s, address=address)
-        return known, _json(HTTPStatus.OK, described(parts, lease), {})
-    except OperationalError as error:
-        refused = refusal(DiskError(unwritable(error)))
-    except RerootError as error:
-        refused = refusal(error)
-    except Exception:
-        log.exception("%s %s failed", ask.method, ask.target)
-        return known, _json(HTTPStatus.INTERNAL_SERVER_ERROR, {
+def granted(parts: Parts, lease: Lease | None) -> bytes:
+    """Return the answer to a request that was done."""
+    if lease is None:
+        return _head(HTTPStatus.NO_CONTENT, int(clock.wall())) + b"\r\n"
+    return _json(HTTPStatus.OK, described(parts, lease), {})
+
+
+def refused(ask: Ask, error: BaseException) -> bytes:
+    """Return the answer to a request that was not."""
+    if isinstance(error, OperationalError):
+        error = DiskError(unwritable(error))
+    if not isinstance(error, RerootError):
+        log.error("%s %s failed", ask.method, ask.target, exc_info=error)
+        return _json(HTTPStatus.INTERNAL_SERVER_ERROR, {
             "kind": Kind.INTERNAL.value, "value": "the server failed at this; its log says where"}, {})
-    if refused.status >= 500:
-        log.error("%s %s: %s", ask.method, ask.target, refused.body["value"])
-    return known, _json(HTTPStatus(refused.status), refused.body, refused.headers)
+    told = refusal(error)
+    if told.status >= 500:
+        log.error("%s %s: %s", ask.method, ask.target, told.body["value"])
+    return _json(HTTPStatus(told.status), told.body, told.headers)
 
 
 def _json(status: HTTPStatus, value: object, headers: Mapping[str, str]) -> bytes:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    body = _ENCODE(value).encode()
     more = "".join(f"{name.lower()}: {text}\r\n" for name, text in headers.items())
-    return _head(status, f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{more}") + b"\r\n" + body
+    return (_head(status, int(clock.wall()))
+            + f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode("latin-1") + body)
 
 
-def _head(status: HTTPStatus, headers: str) -> bytes:
-    return f"HTTP/1.1 {status.value} {status.phrase}\r\ndate: {_date(int(clock.wall()))}\r\n{headers}".encode("latin-1")
-
-
-_dates: dict[int, str] = {}
-
-
-def _date(second: int) -> str:
-    """Return the Date header of one second; the same string is asked for thousands of times."""
-    if second not in _dates:
-        _dates.clear()
-        _dates[second] = formatdate(second, usegmt=True)
-    return _dates[second]
+@lru_cache(64)
+def _head(status: HTTPStatus, second: int) -> bytes:
+    """Return the first lines of an answer; those of one second are asked for thousands of times."""
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\ndate: {formatdate(second, usegmt=True)}\r\n".encode()
 
 
 class Server(Protocol):
     """What uvicorn knows of all its connections, as far as it is used here."""
 
     connections: set[Any]
-    tasks: set[asyncio.Task[None]]
 
 
 class TicketDoor(asyncio.Protocol):
@@ -176,7 +110,7 @@ class TicketDoor(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._data = b""
-        self._task: asyncio.Task[None] | None = None
+        self._pending: asyncio.Future[Any] | None = None
         self._known = self._closing = False
         self._asked = self._seen = 0
 
@@ -193,7 +127,7 @@ class TicketDoor(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close it when its request is answered, as uvicorn asks when it stops."""
         self._closing = True
-        if self._task is None and self._transport is not None:
+        if self._pending is None and self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -208,45 +142,93 @@ class TicketDoor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back, and up what is still waited for."""
         self._leave()
-        if self._task is not None:
-            self._task.cancel()
         self._transport = None
+        if self._pending is not None:
+            self._pending.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Answer what is of the shape, hand over what is not."""
         self._data += data
-        if self._task is None:
-            self._next()
-        elif len(self._data) > MAX_WAITING:
+        self._next()
+        if len(self._data) > MAX_WAITING:
             self.go()
 
     def _next(self) -> None:
-        if not self._data or self._transport is None or self._transport.is_closing():
-            return
-        found = read(self._data)
-        if found is None:
-            self._give_away()
-            return
-        if isinstance(found, int):
-            return  # the rest of the body is under way
-        ask, length = found
-        self._data = self._data[length:]
-        self._asked += 1
-        self._task = asyncio.get_running_loop().create_task(self._serve(ask))
-        self._server.tasks.add(self._task)
-        self._task.add_done_callback(self._server.tasks.discard)
+        """Begin with the requests that came, until one has to be waited for."""
+        while self._pending is None and self._data and self._transport is not None and (
+                not self._transport.is_closing()):
+            found = read(self._data)
+            if found is None:
+                self._give_away()
+                return
+            if isinstance(found, int):
+                return  # the rest of the body is under way
+            ask, length = found
+            self._data = self._data[length:]
+            self._asked += 1
+            self._prove(ask)
 
-    async def _serve(self, ask: Ask) -> None:
-        known, data = await answer(self._parts, ask, self._address)
-        self._known = self._known or known
-        self._task = None
+    def _prove(self, ask: Ask) -> None:
+        spoken = None if ask.spoken is None else self._parts.sessions.believed(ask.spoken[0], clock.monotonic())
+        if spoken is None or ask.spoken is None:  # a key is read, or a nonce written, before anything else
+            self._wait(asyncio.get_running_loop().create_task(prove(self._parts, ask)), partial(self._proved, ask))
+            return
+        _, count, digest = ask.spoken
+        try:
+            host = spoken.accept(count, digest, ask.method, ask.target, ask.body)
+        except RerootError as error:
+            self._say(refused(ask, error))
+        else:
+            self._begin(ask, host, None)
+
+    def _proved(self, ask: Ask, proving: asyncio.Future[tuple[str, str | None]]) -> None:
+        if proving.cancelled():
+            return
+        self._pending = None
+        error = proving.exception()
+        if error is not None:
+            self._say(refused(ask, error))
+        else:
+            self._begin(ask, *proving.result())
+        self._next()
+
+    def _begin(self, ask: Ask, host: str, key: str | None) -> None:
+        self._known = True
+        tickets = self._parts.tickets
+        try:
+            if ask.what == "open":
+                self._say(_json(HTTPStatus.CREATED, opened(self._parts, host, key, ask.body), {}))
+            elif ask.what == "return":
+                self._wait(tickets.give_back(ask.ticket, host), partial(self._done, ask, None))
+            elif ask.what == "renew":
+                self._wait(tickets.renew(ask.ticket, host), partial(self._done, ask, None))
+            else:
+                request = tickets.ask(_service(ask.body), host, address=self._address,
+                                      wait_s=0.0 if self._parts.bell.closed else HOLD_S)
+                self._wait(request.answer, partial(self._done, ask, request))
+        except Exception as error:
+            self._say(refused(ask, error))
+
+    def _wait(self, pending: asyncio.Future[T], then: Callable[[asyncio.Future[T]], None]) -> None:
+        self._pending = pending
+        pending.add_done_callback(then)
+
+    def _done(self, ask: Ask, request: Request | None, done: asyncio.Future[Any]) -> None:
+        if done.cancelled():  # whoever asked hung up
+            if request is not None:
+                self._parts.tickets.leave(request)
+            return
+        self._pending = None
+        error = done.exception()
+        self._say(granted(self._parts, done.result()) if error is None else refused(ask, error))
+        self._next()
+
+    def _say(self, answer: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.write(data)
+        self._transport.write(answer)
         if self._closing:
             self._transport.close()
-        else:
-            self._next()
 
     def _give_away(self) -> None:
         assert self._transport is not None
@@ -269,8 +251,8 @@ class TicketDoor(asyncio.Protocol):
     def _look(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        if self._task is None and self._seen == self._asked:
+        if self._pending is None and self._seen == self._asked:
             self._transport.close()
             return
-        self._seen = self._asked if self._task is None else -1
+        self._seen = self._asked if self._pending is None else -1
         asyncio.get_running_loop().call_later(self.look_s, self._look)

@@ -68,13 +68,13 @@ class Client:
         self._secure = parts.scheme == "https"
         self._host, self._port = host, port
         self._prefix = parts.path.rstrip("/")
-        self._timeout_s = timeout_s
-        self._signer = signer
+        self.timeout_s = timeout_s
+        self.signer = signer
         self._connection: http.client.HTTPConnection | None = None
 
     def twin(self) -> Client:
         """Return another client of the same server, for another thread."""
-        return Client(self.base_url, timeout_s=self._timeout_s, signer=self._signer)
+        return Client(self.base_url, timeout_s=self.timeout_s, signer=self.signer)
 
     def close(self) -> None:
         """Drop the connection; the next request opens a new one."""
@@ -154,17 +154,17 @@ class Client:
             raise self._unreachable(path, error) from error
 
     def _signed(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> Mapping[str, str]:
-        return headers if self._signer is None else {**headers, **self._signer(method, target, body)}
+        return headers if self.signer is None else {**headers, **self.signer(method, target, body)}
 
     def _send(self, method: str, target: str, body: bytes, headers: Mapping[str, str],
               until: float | None) -> http.client.HTTPResponse:
         if self._connection is None:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._connection = kind(self._host, self._port, timeout=self._timeout_s)
+            self._connection = kind(self._host, self._port, timeout=self.timeout_s)
         elif self._connection.sock is not None:
-            self._connection.sock.settimeout(self._timeout_s)  # a deadline may have left a shorter one
+            self._connection.sock.settimeout(self.timeout_s)  # a deadline may have left a shorter one
         self._connection.response_class = (
-            http.client.HTTPResponse if until is None else _reply_until(until, self._timeout_s))
+            http.client.HTTPResponse if until is None else _reply_until(until, self.timeout_s))
         self._connection.request(method, target, body=body or None, headers=dict(headers))
         return self._connection.getresponse()
 

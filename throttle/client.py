@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from plumbing import clock
+from plumbing.conversation import Conversation
 from plumbing.errors import BusyError, CorruptError, NetworkError, RefusedError, RerootError, UsageError
 from plumbing.http import Client, Response
 
@@ -22,6 +23,9 @@ OnWait = Callable[[float, str], None]
 MIN_RETRY_S = 0.05
 DEADLINE_S = 90.0
 """How long any answer may take as a whole, in seconds; the client's own limit is for each wait in it."""
+SESSION_PAYS_S = 300.0
+"""Renewals that follow one another sooner than this, in seconds, are in a session, which lives for an hour. Opening one
+costs what two signed requests cost, so who renews less often signs."""
 _LOST = frozenset({403, 404, 409})
 
 
@@ -78,7 +82,7 @@ def ticket(client: Client, service: str, *, wait_s: float, on_wait: OnWait | Non
 def kept(client: Client, held: Ticket) -> Iterator[None]:
     """Renew `held` by a thread while the block runs; `held` knows when that fails."""
     stop = threading.Event()
-    threading.Thread(target=_keep, args=(client.twin(), held, stop), name=held.ticket, daemon=True).start()
+    threading.Thread(target=_keep, args=(_keeper(client, held), held, stop), name=held.ticket, daemon=True).start()
     try:
         yield
     finally:
@@ -118,6 +122,13 @@ def renew(client: Client, ticket: str) -> Ticket:
 def give_back(client: Client, ticket: str) -> None:
     """End the ticket; giving back one that has ended is fine."""
     client.request("DELETE", _path(ticket), deadline_s=DEADLINE_S).accepted()
+
+
+def _keeper(client: Client, held: Ticket) -> Client:
+    """Return who renews: in a session when there will be many renewals in one."""
+    if client.signer is None or held.lifetime_s / 3 > SESSION_PAYS_S:
+        return client.twin()
+    return Conversation(client.base_url, client.signer, timeout_s=client.timeout_s)
 
 
 def _keep(client: Client, held: Ticket, stop: threading.Event) -> None:

@@ -8,16 +8,31 @@ changes, so that many grants cost one fsync. docs/adr/0012-tickets-of-a-fleet.md
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, Row, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Engine,
+    Insert,
+    Row,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from plumbing.errors import BusyError, CorruptError, DiskError, RerootError
-from throttle.records import Change, Key, Lease, Offer, Record, Tuned, net
+from throttle.records import Change, Key, Lease, LeaseKey, Offer, Record, Tuned, net
 from throttle.tables import changes as change_log
 from throttle.tables import counter, leases, offers, tuned
 
@@ -215,36 +230,56 @@ def _entries(told: str) -> list[Any]:
     return found
 
 
+class _Statement:
+    """A statement that is run for many rows at once: compiled once, and handed to the database's driver as it is."""
+
+    def __init__(self, statement: Insert | Update | Delete) -> None:
+        self._statement = statement
+        self._compiled: dict[str, tuple[str, Callable[[dict[str, object]], Any]]] = {}
+
+    def run(self, connection: Connection, rows: Sequence[dict[str, object]]) -> None:
+        """Run it with the values of each row, by the names of its parameters."""
+        compiled = self._compiled.get(connection.dialect.name)
+        if compiled is None:
+            made = self._statement.compile(dialect=connection.dialect)
+            compiled = made.string, _values(tuple(made.positiontup)) if made.positiontup else dict
+            self._compiled[connection.dialect.name] = compiled
+        text, values = compiled
+        connection.exec_driver_sql(text, [values(row) for row in rows])
+
+
+def _values(names: tuple[str, ...]) -> Callable[[dict[str, object]], Any]:
+    if len(names) == 1:
+        return lambda row: (row[names[0]],)
+    return itemgetter(*names)
+
+
 class _Rows:
     """How the records of one table are written: each statement once for all of a commit's records."""
 
     def __init__(self, table: Table) -> None:
-        self._keys = [column.name for column in table.primary_key.columns]
-        here = and_(*(table.c[name] == bindparam(f"k_{name}") for name in self._keys))
-        self._delete = delete(table).where(here)
-        self._insert = insert(table)
-        self._update = update(table).where(here).values(
-            {column.name: bindparam(column.name) for column in table.columns if not column.primary_key})
+        keys = [column.name for column in table.primary_key.columns]
+        self._keys = [f"k_{name}" for name in keys]
+        here = and_(*(table.c[name] == bindparam(f"k_{name}") for name in keys))
+        self._delete = _Statement(delete(table).where(here))
+        self._insert = _Statement(insert(table).values({one.name: bindparam(one.name) for one in table.columns}))
+        self._update = _Statement(update(table).where(here).values(
+            {one.name: bindparam(one.name) for one in table.columns if not one.primary_key}))
 
     def write(
         self, connection: Connection, changed: Sequence[Change], row: Callable[[Record], dict[str, object]],
     ) -> None:
         """Delete what is gone, change what was there, add what is new."""
-        gone = [self._key(row(one.before)) for one in changed if one.after is None and one.before is not None]
-        fresh = [row(one.after) for one in changed if one.after is not None and one.before is None]
-        other = [row(one.after) for one in changed if one.after is not None and one.before is not None]
-        if gone:
-            connection.execute(self._delete, gone)
-        if other:
-            connection.execute(self._update, [{**self._rest(one), **self._key(one)} for one in other])
-        if fresh:
-            connection.execute(self._insert, fresh)
+        if gone := [self._key(one.key) for one in changed if one.after is None]:
+            self._delete.run(connection, gone)
+        if other := [{**row(one.after), **self._key(one.key)} for one in changed
+                     if one.after is not None and one.before is not None]:
+            self._update.run(connection, other)
+        if fresh := [row(one.after) for one in changed if one.after is not None and one.before is None]:
+            self._insert.run(connection, fresh)
 
-    def _key(self, row: Mapping[str, object]) -> dict[str, object]:
-        return {f"k_{name}": row[name] for name in self._keys}
-
-    def _rest(self, row: Mapping[str, object]) -> dict[str, object]:
-        return {name: value for name, value in row.items() if name not in self._keys}
+    def _key(self, key: Key) -> dict[str, object]:
+        return dict(zip(self._keys, (key,) if isinstance(key, LeaseKey) else key[1:], strict=True))
 
 
 _LEASES, _OFFERS, _TUNED = _Rows(leases), _Rows(offers), _Rows(tuned)

@@ -12,17 +12,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from plumbing import clock
 from plumbing.errors import BusyError, NotFoundError, RerootError
 from throttle import choice, semaphore, tickettab
-from throttle.line import Line, Place
+from throttle.line import Line
 from throttle.records import Change, Lease, fence_of
 from throttle.repository import Repository
+from throttle.rounds import Job, Round, fail
 from throttle.semaphore import Asker
 from throttle.status import Status
 from throttle.tab import Tab
@@ -53,24 +53,6 @@ class Directory(Protocol):
         """Return the base URL `provider` serves content at, empty when it is a pool and not a host."""
 
 
-@dataclass(eq=False, slots=True)
-class _Job(Generic[T]):
-    """Anything but a request for a ticket: what it changes, and its answer."""
-
-    rule: Callable[[float], tuple[Sequence[Change], T]]
-    answer: asyncio.Future[T]
-
-
-@dataclass
-class _Round:
-    """What one round decided and has not written yet."""
-
-    changes: list[Change] = field(default_factory=list)
-    answers: list[tuple[_Job[Any] | Request, Any]] = field(default_factory=list)
-    left: list[tuple[str, Place]] = field(default_factory=list)
-    kept: bool = False  # a slot is kept for somebody who is just coming
-
-
 class TicketService:
     """Get, renew and give back tickets of the services in one tickettab."""
 
@@ -93,7 +75,7 @@ class TicketService:
         self._behind = False  # whether the repository has a newer one
         self._waiting = Waiting()
         self._kept = False
-        self._queue: list[_Job[Any] | Request] = []
+        self._queue: list[Job[Any] | Request] = []
         self._worker: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._down: Mapping[str, Mapping[str, str]] = {}
@@ -120,30 +102,39 @@ class TicketService:
         `address` is where the host asks from. Whoever got BusyError keeps its place for a while after the time that
         the error names.
         """
+        request = self.ask(service, host, wait_s=wait_s, address=address)
+        try:
+            return await request.answer
+        except asyncio.CancelledError:
+            self.leave(request)
+            raise
+
+    def ask(self, service: str, host: str, *, wait_s: float = 0.0, address: str = "") -> Request:
+        """Do as `get` does and return at once: its `answer` will have what that returns or raises."""
         self._defined(service)
         answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         request = Request(service, Asker(host, address=address), clock.monotonic() + wait_s, answer)
         self._submit(request)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if request.joined:
-                self._waiting.end_at(request, 0.0)
-                self._wake()
-            raise
+        return request
 
-    async def renew(self, ticket: str, host: str) -> Lease:
+    def leave(self, request: Request) -> None:
+        """Give up a request whose answer was cancelled: whoever is behind it is next."""
+        if request.joined:
+            self._waiting.end_at(request, 0.0)
+            self._wake()
+
+    def renew(self, ticket: str, host: str) -> asyncio.Future[Lease]:
         """Begin the lifetime of `host`'s ticket anew; raises RefusedError when it is not held any more."""
         def rule(now: float) -> tuple[Sequence[Change], Lease]:
             lease = self._view.lease(fence_of(ticket))
             service = self._tab.services.get(lease.service) if lease is not None else None
             return semaphore.renew(self._view, service, ticket, host, now)
 
-        return await self._do(rule)
+        return self._do(rule)
 
-    async def give_back(self, ticket: str, host: str) -> None:
-        """End `host`'s ticket; nothing happens when it ended before. Raises RefusedError on another host's."""
-        await self._do(lambda _now: (semaphore.release(self._view, ticket, host), None))
+    def give_back(self, ticket: str, host: str) -> asyncio.Future[None]:
+        """End `host`'s ticket; nothing happens when it ended before. Raises RefusedError on another's."""
+        return self._do(lambda _now: (semaphore.release(self._view, ticket, host), None))
 
     async def held(self, service: str, host: str) -> Lease | None:
         """Return the live ticket that `host` holds of `service`."""
@@ -210,21 +201,19 @@ class TicketService:
                       dict(self._down.get(service.name, {})), self._waiting.line(service.name).places(), defined)
 
     def _defined(self, name: str) -> Service:
-        services = self._tab.current()
-        try:
-            return services[name]
-        except KeyError:
-            raise NotFoundError(tickettab.unknown(name, services, str(self._tab.path))) from None
+        found = self._tab.services.get(name) or self._tab.current().get(name)  # each round looks at the files too
+        if found is None:
+            raise NotFoundError(tickettab.unknown(name, self._tab.services, str(self._tab.path)))
+        return found
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
-    async def _do(self, rule: Callable[[float], tuple[Sequence[Change], T]]) -> T:
-        job = _Job(rule, asyncio.get_running_loop().create_future())
-        self._submit(job)
-        answer: T = await job.answer
+    def _do(self, rule: Callable[[float], tuple[Sequence[Change], T]]) -> asyncio.Future[T]:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(Job(rule, answer))
         return answer
 
-    def _submit(self, one: _Job[Any] | Request) -> None:
+    def _submit(self, one: Job[Any] | Request) -> None:
         self._queue.append(one)
         self._wake()
 
@@ -243,7 +232,7 @@ class TicketService:
                     log.exception("a round of tickets failed")
                     error = RerootError("the ticket server failed at this; its log says where")
                 for one in batch:
-                    _fail(one, error)
+                    fail(one, error)
                     if isinstance(one, Request) and one.joined:
                         self._waiting.end_at(one, 0.0)
                 self._end_overdue()
@@ -251,12 +240,12 @@ class TicketService:
                 break
         self._arm()
 
-    async def _round(self, batch: Sequence[_Job[Any] | Request]) -> None:
+    async def _round(self, batch: Sequence[Job[Any] | Request]) -> None:
         self._tab.current()
         self._end_overdue()  # whoever went away must not be served
         for _ in range(MAX_LOST):
             await self._catch_up()
-            found = _Round()
+            found = Round()
             try:
                 self._decide(batch, found, clock.monotonic())
                 written = await self._in_thread(
@@ -292,7 +281,7 @@ class TicketService:
             self._view = View(loaded.version, loaded.last_fence, loaded.records)
             self._known, self._behind = True, False
 
-    def _decide(self, batch: Sequence[_Job[Any] | Request], found: _Round, now: float) -> None:
+    def _decide(self, batch: Sequence[Job[Any] | Request], found: Round, now: float) -> None:
         for name in list(self._view.pools):
             while changes := semaphore.expire(self._view, name, now):
                 self._fold(found, changes)
@@ -310,7 +299,7 @@ class TicketService:
         for name, line in self._waiting.services():
             self._serve(name, line, found, now)
 
-    def _begin(self, request: Request, found: _Round, now: float) -> None:
+    def _begin(self, request: Request, found: Round, now: float) -> None:
         """Renew the ticket that the asker has, or have it wait."""
         service = self._tab.services.get(request.service)
         if service is None:  # the tickettab was edited just now
@@ -325,7 +314,7 @@ class TicketService:
         else:
             self._waiting.join(request, now)
 
-    def _serve(self, name: str, line: Line, found: _Round, now: float) -> None:
+    def _serve(self, name: str, line: Line, found: Round, now: float) -> None:
         """Give free slots of one service to those who wait."""
         service = self._tab.services.get(name)
         if service is None:
@@ -344,12 +333,12 @@ class TicketService:
                 return
             free -= 1
 
-    def _grant(self, service: Service, asker: Asker, requests: list[Request], found: _Round, now: float) -> bool:
+    def _grant(self, service: Service, asker: Asker, requests: list[Request], found: Round, now: float) -> bool:
         pool = self._view.pool(service.name)
         providers = frozenset([*(one.name for one in service.providers), *pool.offers])
-        near = self._directory.near(asker.host, providers)
-        granted = semaphore.acquire(self._view, service, Asker(asker.host, near, asker.address), now, wall=clock.wall(),
-                                    down=self._down.get(service.name, ()))
+        near = self._directory.near(asker.host, providers) if len(providers) > 1 else {}
+        granted = semaphore.acquire(self._view, service, Asker(asker.host, near, asker.address) if near else asker, now,
+                                    wall=clock.wall(), down=self._down.get(service.name, ()))
         if granted is None:
             return False
         changes, lease = granted
@@ -357,23 +346,23 @@ class TicketService:
         found.answers += [(request, lease) for request in requests]
         return True
 
-    def _fold(self, found: _Round, changes: Sequence[Change]) -> None:
+    def _fold(self, found: Round, changes: Sequence[Change]) -> None:
         for change in changes:
             self._view.fold(change)
             found.changes.append(change)
 
-    def _undo(self, found: _Round) -> None:
+    def _undo(self, found: Round) -> None:
         for change in reversed(found.changes):
             self._view.fold(change.undone())
         for name, place in reversed(found.left):
             self._waiting.put_back(name, place)
 
-    def _answer(self, found: _Round) -> None:
+    def _answer(self, found: Round) -> None:
         for one, answer in found.answers:
             if isinstance(one, Request):
                 self._waiting.answered(one)
             if isinstance(answer, RerootError):
-                _fail(one, answer)
+                fail(one, answer)
             elif not one.answer.done():
                 one.answer.set_result(answer)
         wall = clock.wall()
@@ -395,7 +384,7 @@ class TicketService:
 
         for request, retry_s, ahead in self._waiting.ended(now, slots):
             count, before = slots(request.service), f", {ahead} hosts ahead" if ahead else ""
-            _fail(request, BusyError(f"all {count} tickets of {request.service} are taken{before}; ask again later",
+            fail(request, BusyError(f"all {count} tickets of {request.service} are taken{before}; ask again later",
                                      retry_after_s=retry_s))
 
     def _arm(self) -> None:
@@ -409,8 +398,3 @@ class TicketService:
                         *(end for name, _ in self._waiting.services()
                           if (end := self._view.pool(name).first_end()) is not None))
             self._timer = asyncio.get_running_loop().call_later(max(0.0, until - now), self._wake)
-
-
-def _fail(one: _Job[Any] | Request, error: RerootError) -> None:
-    if not one.answer.done():
-        one.answer.set_exception(error)

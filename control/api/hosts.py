@@ -1,4 +1,4 @@
-"""What hosts call: enrol, fetch the order, report; I/O."""
+"""What hosts call: enrol, open a session, fetch the order, report; I/O."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from control.api.requests import MAX_ENROL_BYTES, Body, SignedRequest, parse, re
 from control.bell import left
 from control.book import Told
 from control.database import OrderRow
-from control.parts import parts_of
+from control.parts import Parts, parts_of
 from control.progress import Report
+from control.sessions import LIFETIME_S
 from plumbing import clock
-from plumbing.errors import NotFoundError
+from plumbing.errors import NotFoundError, TrustError
 
 ENVELOPE_TYPE = "application/vnd.dsse+json"
 LOOK_AGAIN_S = 15.0
@@ -42,6 +43,12 @@ class EnrolBody(Body):
         if (self.proof is None) == (self.order is None or self.nonce is None):
             raise ValueError("send either a token's proof, or an order with its nonce")
         return self
+
+
+class SessionBody(Body):
+    """POST /session."""
+
+    public: str = Field(max_length=64)
 
 
 class ReportBody(Body):
@@ -71,6 +78,20 @@ async def enrol(request: Request) -> Response:
     enrolment = auth.Enrolment(wish.host, wish.public_key, wish.proof, wish.order, wish.nonce)
     await asyncio.to_thread(auth.enrol, parts_of(request).database, enrolment, clock.wall())
     return JSONResponse({"host": wish.host}, 201)
+
+
+@router.post("/session", status_code=201)
+async def open_session(request: Request, signed: SignedRequest) -> Response:
+    """Agree on a secret with the signing host, for many requests."""
+    return JSONResponse(opened(parts_of(request), signed.host, signed.key, signed.body), 201)
+
+
+def opened(parts: Parts, host: str, key: str | None, body: bytes) -> dict[str, object]:
+    """Open a session for a host that signed with `key`; raises TrustError when that is None, UsageError."""
+    if key is None:
+        raise TrustError("a session is opened by a request that is signed, not by one in a session; sign it")
+    identity, public = parts.sessions.open(host, key, parse(SessionBody, body).public)
+    return {"session": identity, "public": public, "lifetime_s": LIFETIME_S}
 
 
 @router.get("/hosts/{host}/order")

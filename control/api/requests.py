@@ -1,4 +1,4 @@
-"""What every signed or administrative request passes before its handler: size, signature, token; I/O."""
+"""What every signed or administrative request passes before its handler: size, signature or session, token; I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from control import auth
 from control.parts import parts_of
 from control.patience import KNOWN
-from plumbing import clock
+from plumbing import clock, session
 from plumbing.errors import TrustError, UsageError
 
 MAX_BODY_BYTES = 1 << 20
@@ -59,10 +59,10 @@ def sentence(error: ValidationError) -> str:
 
 
 class Signed:
-    """A request whose signature held: the host and the body it signed."""
+    """A request that a host proved to be its own, and its body; `key` is what it signed with, None in a session."""
 
-    def __init__(self, host: str, body: bytes) -> None:
-        self.host, self.body = host, body
+    def __init__(self, host: str, body: bytes, key: str | None = None) -> None:
+        self.host, self.body, self.key = host, body, key
 
     def must_be(self, host: str) -> None:
         """Raise TrustError when the path is another host's."""
@@ -71,16 +71,24 @@ class Signed:
 
 
 async def signed(request: Request) -> Signed:
-    """Check the signature of a request, and read its body only when it can hold; raises TrustError."""
+    """Check the signature of a request, or its session, and read its body only when it can hold; raises TrustError."""
     parts = parts_of(request)
-    who = await parts.signatures.claimed(parts.hosts.by_name, request.headers, clock.wall())
-    body = await read_body(request)
     raw: bytes = request.scope["raw_path"]
     query: bytes = request.scope["query_string"]
     target = raw.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
-    host = await parts.signatures.authenticate(who, request.method, target, body, clock.wall())
+    said = request.headers.get(session.HEADER)
+    if said is not None:
+        identity, count, digest = session.read(said)
+        spoken = await parts.sessions.find(identity)
+        body = await read_body(request)
+        found = Signed(spoken.accept(count, digest, request.method, target, body), body)
+    else:
+        claimed = await parts.signatures.claimed(parts.hosts.by_name, request.headers, clock.wall())
+        body = await read_body(request)
+        who = await parts.signatures.authenticate(claimed, request.method, target, body, clock.wall())
+        found = Signed(who.host, body, who.key.text)
     mark_known(request)
-    return Signed(host, body)
+    return found
 
 
 async def admin(request: Request) -> None:

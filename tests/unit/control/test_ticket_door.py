@@ -17,7 +17,8 @@ from servers import Machine, Server, wait_until
 
 from control.door import Door
 from control.parts import Parts
-from control.ticket_door import Ask, TicketDoor, read
+from control.ticket_door import TicketDoor
+from control.ticket_request import Ask, read
 from plumbing import clock, hostauth
 
 Make = Callable[[], Machine]

@@ -13,13 +13,14 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from plumbing import clock, hostauth
+from plumbing.conversation import Conversation
 from plumbing.errors import RerootError
 from plumbing.http import Client
 
@@ -38,8 +39,12 @@ class Host:
         private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key))
         urls = wish["urls"]
         assert isinstance(urls, list)
-        self._clients = [Client(url, timeout_s=TIMEOUT_S, signer=lambda method, target, body: hostauth.sign(
-            private, name, clock.wall(), method, target, body)) for url in urls]
+        def sign(method: str, target: str, body: bytes) -> Mapping[str, str]:
+            return hostauth.sign(private, name, clock.wall(), method, target, body)
+
+        # to each server sometimes in a session, sometimes not
+        self._clients = [kind for url in urls for kind in (
+            Client(url, timeout_s=TIMEOUT_S, signer=sign), Conversation(url, sign, timeout_s=TIMEOUT_S))]
         self._name, self._service, self._write = name, wish["service"], write
         self._chance = random.Random(f"{wish['seed']} {name}")
         self._numbers = itertools.count()

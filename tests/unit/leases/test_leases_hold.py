@@ -21,7 +21,7 @@ QUICK_S, LONG_S = 4.0, 60.0
 RUNS = (("sqlite", "crash lost", 1), ("sqlite", "jump stop", 1), ("postgresql", "crash lost", 2),
         ("postgresql", "jump stop", 1))
 """Database, what happens in a run, and to how many daemons on it."""
-MOST_OVERTAKEN = 60
+MOST_OVERTAKEN = 15
 """How many hosts that came later are served before one, at most, while nothing crashes."""
 
 

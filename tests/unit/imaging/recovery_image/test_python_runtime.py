@@ -53,6 +53,13 @@ def python(home: Path) -> Python:
     return call
 
 
+def test_a_host_can_open_a_session(python: Python) -> None:
+    code = ("from plumbing import session as s; a, b = s.new_key(), s.new_key(); p = s.public_of(a), s.public_of(b); "
+            "one, other = s.agree(a, p[1], 'h', 'i', p), s.agree(b, p[0], 'h', 'i', p); "
+            "print(one.digest('GET', '/', '1', b'') == other.digest('GET', '/', '1', b''))")
+    assert python("-c", code).text == "True\n"
+
+
 def test_it_proves_itself_and_imports_the_rooms(runtime: Runtime) -> None:
     times = python_runtime.prove(runtime)
     assert {"zstandard", "blake3", "cryptography", "tuf", "interpreter", "reroot"} == set(times)
