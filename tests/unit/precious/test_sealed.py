@@ -97,7 +97,7 @@ def test_any_archive_comes_back_from_any_cut_into_pieces(length: int, noise: int
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_flipped_bit_anywhere_is_refused(whole: bytes, data: st.DataObject) -> None:
     header = len(Header.decode(whole).encoded)
     place = data.draw(st.one_of(st.integers(0, header - 1), st.integers(header, len(whole) - 1)))
@@ -107,7 +107,7 @@ def test_a_flipped_bit_anywhere_is_refused(whole: bytes, data: st.DataObject) ->
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_copy_that_ends_early_or_late_is_refused(whole: bytes, data: st.DataObject) -> None:
     header = len(Header.decode(whole).encoded)
     ends = [header, header + CHUNK_BYTES + 16, header + 2 * (CHUNK_BYTES + 16)]
