@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from control.audit import Audit
 from control.bell import Bell
 from control.config import Config
 from control.database import Database
@@ -15,6 +16,7 @@ from control.files import Library
 from control.gate import Gate
 from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
+from control.second_copies import SecondCopies
 from control.signatures import Signatures
 from control.site import Site
 from fleet.hosts import Host, Hosts, HostsFile
@@ -42,6 +44,8 @@ class Parts:
     bell: Bell
     signatures: Signatures
     gate: Gate
+    copies: SecondCopies
+    audit: Audit
 
     @property
     def hosts(self) -> Hosts:

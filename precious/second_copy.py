@@ -39,6 +39,15 @@ class SecondCopy:
     origin: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
 
+    @property
+    def where(self) -> str:
+        """The place a person finds it at; empty when no file has it."""
+        return f"{self.origin}, line {self.line}" if self.line else self.origin
+
+    def told(self) -> str:
+        """Return it as one line for people."""
+        return f"second copy: {self.when.value}, {'' if self.required else 'not '}required"
+
     def wanted(self, *, same_disk: bool) -> bool:
         """Whether a host sends one; `same_disk`: its archive lies on the disk of its root, or nowhere."""
         return self.when is Cause.ALWAYS or (self.when is Cause.SAME_DISK and same_disk)

@@ -18,7 +18,7 @@ copies = st.lists(st.builds(Copy, st.sampled_from("abc"), st.uuids().map(str), s
 def test_the_table_says_when_and_a_later_layer_replaces_it() -> None:
     policy = load([("shipped", ""), ("site", '[second_copy]\nwhen = "always"\nrequired = true')])
     assert policy.second_copy == SecondCopy(Cause.ALWAYS, required=True)
-    assert (policy.second_copy.origin, policy.second_copy.line) == ("site", 1)
+    assert (policy.second_copy.where, policy.second_copy.told()) == ("site, line 1", "second copy: always, required")
     assert load([("a", '[second_copy]\nrequired = true'), ("b", '[second_copy]\nwhen = "never"')]
                 ).second_copy == SecondCopy(Cause.NEVER)
     assert load([("shipped", "")]).second_copy == SecondCopy(Cause.SAME_DISK)
