@@ -1,21 +1,27 @@
 """The second copy (I/O): of the archive that was read back, to the control server, before anything is wiped.
 
-Who can read it is said by the catalogue, and the host itself can; whether it must be there is said by the order.
+Who can read it is said by the catalogue, and the host itself can; whether it must be there is said by the order. When
+the archive is damaged after the wipe, the host fetches its copy, opens it with its own key, and puts that back.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from plumbing import clock
-from plumbing.errors import NetworkError, NotFoundError, RerootError, from_wire
+from plumbing import clock, durable
+from plumbing.errors import CorruptError, DiskError, NetworkError, NotFoundError, RerootError, from_wire
 from recovery import identity, tickets
 from recovery.session import Session
 from recovery.upload import ANSWER_S, Upload
 
 SHORT_WAIT_S = 600.0
 """How long to wait for a ticket for a copy that the upgrade can do without, in seconds."""
+FETCH_S = 4 * 3600.0
+"""How long fetching a copy may take, in seconds; there is nothing else to put back then."""
+SPARE = "-second"
+"""What the name of the archive's folder gets appended for what came of its second copy."""
 
 
 def take(session: Session, archive: Path) -> dict[str, object]:
@@ -75,3 +81,47 @@ def _readers(session: Session) -> tuple[bytes, ...]:
         raise NotFoundError("the site has no recovery key to encrypt it for; `reroot trust recovery-key` makes one"
                             ) from error
     return (*sealkeys.listed(listed), identity.precious_key(session.places.local))
+
+
+def instead(session: Session, archive: Path) -> Path | None:
+    """Return a whole archive made of the second copy if the one in the folder `archive` is damaged, else None.
+
+    Raises what is wrong with the first when the second cannot be had either.
+    """
+    from precious import keep
+
+    tell, spare = session.progress("putback"), archive.with_name(archive.name + SPARE)
+    try:
+        keep.verify(archive, tell)
+        return None
+    except (CorruptError, DiskError) as error:
+        session.log.say("putback", f"{error.sentence}; the second copy is fetched")
+        try:
+            _fetch(session, archive.name, spare)
+            keep.verify(spare, tell)
+        except RerootError as why:
+            raise from_wire(error.kind, f"{error.sentence}; and the second copy is not to be had: {why.sentence}"
+                            ) from why
+    return spare
+
+
+def _fetch(session: Session, order: str, into: Path) -> None:
+    from precious import sealing, sealkeys
+
+    who, key = session.identity, session.places.local / identity.AGENT / "precious.key"
+    if who is None or not key.exists():
+        raise NotFoundError("this host never made a key for second copies, so there is none that it could open")
+    shutil.rmtree(into, ignore_errors=True)
+    client = who.client(timeout_s=ANSWER_S)
+    try:
+        with durable.told(str(into), "the second copy stays on the control server"):
+            durable.make_folder(into, 0o700)
+            with (into / "copy").open("w+b") as copy:
+                for piece in client.stream(f"/api/v1/hosts/{who.host}/precious/{order}", deadline_s=FETCH_S):
+                    copy.write(piece)
+                    session.log.alive()
+                copy.seek(0)
+                sealing.unseal(copy, sealkeys.load(key), into, host=who.host, order=order)
+            (into / "copy").unlink()
+    finally:
+        client.close()

@@ -135,7 +135,7 @@ def test_what_was_not_announced_is_not_taken(machine: Make) -> None:
 def test_two_hosts_at_once_and_a_newer_copy_of_the_same_order(machine: Make, server: Server) -> None:
     pairs = [(host, host.issued(), os.urandom(3_000_000)) for host in (machine().join(), machine().join())]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: send(*pair, 300_000), pairs))
+        list(pool.map(lambda pair: send(*pair, step=300_000), pairs))
     host, order, _ = pairs[0]
     newer = os.urandom(2000)
     send(host, order, newer)

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from blake3 import blake3
-from one_host import BOOT_FS, GUIDS, MAC, SERIAL, Host, drive, free_port
+from one_host import BOOT_FS, GUIDS, MAC, SERIAL, Host, actions, drive, free_port
 from servers import RECOVERY, Machine, Server, make_site, serving
 
 from imaging.capture import capture
@@ -26,6 +26,8 @@ from plumbing.errors import BusyError, CorruptError, DiskError, NetworkError, Re
 from plumbing.http import Client
 from precious import keep, sealing, sealkeys
 from recovery import identity
+from recovery.machine import State
+from recovery.session import Session
 from recovery.upload import FAILURES, Upload
 
 pytestmark = pytest.mark.root
@@ -59,10 +61,12 @@ class Upgrade:
 
 
 @contextmanager
-def upgrade(alpha: Host, folder: Path, policy: str = "", config: str = "", through: str = "") -> Iterator[Upgrade]:
+def upgrade(alpha: Host, folder: Path, policy: str = "", config: str = "", orders: str = "", through: str = "",
+            ) -> Iterator[Upgrade]:
     """Give the host to a real control server, which it asks at the URL `through`, and order an upgrade."""
     site = make_site(folder / "real", f"[precious]\nreserve_bytes = 0\n{config}")
     site.precious.write_text(KEEP + policy)
+    site.config.write_text(site.config.read_text().replace("[orders]\n", f"[orders]\n{orders}"))
     manifest = capture(alpha.folder / "new", Store(site.store), name="test", version="13", arch="amd64",
                        recovery=RECOVERY)
     catalogue = Catalogue(site.catalogue, site.keys)
@@ -156,6 +160,43 @@ def test_a_site_without_a_recovery_key_goes_on_without_and_orders_nothing_that_r
         assert "no recovery key" in done["data"]["second_copy"]["why"]  # type: ignore[index]
 
 
+def rotten(alpha: Host, order: str) -> None:
+    """Rot the archive on /local as a dying disk would."""
+    file = alpha.places.local / "recover/precious" / order / keep.ARCHIVE
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_rotten_archive_is_made_good_by_the_second_copy_after_the_wipe(alpha: Host, tmp_path: Path) -> None:
+    with upgrade(alpha, tmp_path) as made:
+        def rot_and_put_back(session: Session) -> Mapping[str, object]:
+            rotten(alpha, made.order)
+            return actions()[State.PUTBACK](session)
+
+        session, menus = drive(alpha, {State.PUTBACK: rot_and_put_back})
+        assert menus == [], session.log.last(50)
+        with alpha.mounted("root") as root:
+            assert (root / "srv/blob").read_bytes() == BLOB
+            assert (root / "etc/hostname").read_text() == "alpha\n"
+        events = made.server.admin("GET", "/hosts/alpha/events").json()["events"]  # type: ignore[index]
+        (done,) = [one["data"] for one in events if (one["phase"], one["event"]) == ("putback", "done")]
+        assert "the second copy was put back" in done["notes"][0]
+        audit = made.server.admin("GET", "/precious/audit?host=alpha").json()["entries"]  # type: ignore[index]
+        assert [one["what"] for one in audit][-1] == "read"
+
+
+def test_a_rotten_archive_without_a_second_copy_is_told_as_before(alpha: Host, tmp_path: Path) -> None:
+    with upgrade(alpha, tmp_path, '[second_copy]\nwhen = "never"\n', "", "attempts = 1\n") as made:
+        def rot_and_put_back(session: Session) -> Mapping[str, object]:
+            rotten(alpha, made.order)
+            return actions()[State.PUTBACK](session)
+
+        _, menus = drive(alpha, {State.PUTBACK: rot_and_put_back})
+        assert len(menus) == 1 and "the second copy is not to be had: this host never made a key" in menus[0]
+        assert alpha.boots() == "recovery"
+
+
 # -- the wire is cut -----------------------------------------------------------------------------------------
 
 
@@ -204,8 +245,8 @@ class Cutter:
 
 
 @contextmanager
-def cutting(**settings: int) -> Iterator[Cutter]:
-    cutter = Cutter(**settings)
+def cutting(cuts: int) -> Iterator[Cutter]:
+    cutter = Cutter(cuts=cuts)
     with closing(socket.create_server(("127.0.0.1", cutter.port))) as listener:
         threading.Thread(target=cutter.run, args=(listener,), daemon=True).start()
         yield cutter
@@ -273,8 +314,10 @@ def test_a_refusal_is_not_argued_with(error: Exception) -> None:
 
 
 def test_a_server_that_does_not_move_or_speaks_nonsense_is_given_up() -> None:
-    for nonsense in ({"offset": -1, "stored": False}, {"offset": Memory.size, "stored": False}, {"offset": True},
-                     {"offset": 5, "stored": True}, {}):
+    answers: list[dict[str, object]] = [
+        {"offset": -1, "stored": False}, {"offset": Memory.size, "stored": False}, {"offset": True},
+        {"offset": 5, "stored": True}, {}]
+    for nonsense in answers:
         _, made = tried(None, [nonsense] * FAILURES)
         with pytest.raises(CorruptError, match="how much"):
             made.run(lambda *_: None)
