@@ -200,7 +200,7 @@ class RolloutSection(Section):
 class PreciousSection(Section):
     """[precious]: second copies of what is precious, see protocols/second-copy.md."""
 
-    folder: str = ""
+    folder: str = Field(default="state/precious", min_length=1)
     services: tuple[str, ...] | None = None
     keep_days: float = Field(default=30.0, gt=0, le=36_500, allow_inf_nan=False)
     keep_orders: Count = 2

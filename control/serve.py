@@ -174,7 +174,7 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
 
 
 def _second_copies(site: Site, precious: PreciousSection) -> SecondCopies:
-    folder = Path(precious.folder) if precious.folder else site.state / "precious"
+    folder = site.root / precious.folder
     second_copies.usable(folder)
     return SecondCopies(folder, Limits(precious.host_bytes, precious.reserve_bytes, precious.keep_days,
                                        precious.keep_orders))

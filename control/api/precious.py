@@ -34,7 +34,7 @@ from control.second_copies import Came
 from plumbing import clock
 from plumbing.errors import NotFoundError, RefusedError, RerootError, UsageError
 from precious.second_copy import Copy
-from recovery.order import GUID
+from recovery.order import GUID, HOST_NAME
 
 DIGEST = r"^[0-9a-f]{64}$"
 
@@ -146,9 +146,9 @@ async def read_back(host: str, order: str, request: Request, signed: SignedReque
 async def listing(request: Request, who: ReaderOrAdmin, host: str | None = None) -> Response:
     """Return which copies there are."""
     parts = parts_of(request)
-    if host is not None:
-        parts.hosts.get(host)
-    found = await asyncio.to_thread(parts.copies.copies, host)
+    found = await asyncio.to_thread(parts.copies.copies, host and _host(host))
+    if host is not None and not found:
+        parts.hosts.get(host)  # says which host may have been meant
     await note(request, who, "list", host or "", "")
     return JSONResponse({"copies": [copy_json(copy) for copy in found]})
 
@@ -186,16 +186,21 @@ def copy_json(copy: Copy) -> dict[str, object]:
             "stored": clock.iso(copy.stored_s)}
 
 
+def _host(name: str) -> str:
+    """Return a host's name that is no path; one that hosts.toml has no more may be wanted all the more."""
+    if not HOST_NAME.fullmatch(name):
+        raise NotFoundError(f"{name[:80]!r} is no host's name")
+    return name
+
+
 def _came(came: Came) -> Response:
     return JSONResponse({"offset": came.offset, "stored": came.stored})
 
 
 async def _file(request: Request, who: str, what: str, host: str, order: str) -> Response:
-    parts = parts_of(request)
-    parts.hosts.get(host)  # also keeps a name out that is a path
     if not GUID.fullmatch(order):
         raise NotFoundError(f"{order[:40]!r} is no order's id")
-    path, copy = await asyncio.to_thread(parts.copies.find, host, order)
+    path, copy = await asyncio.to_thread(parts_of(request).copies.find, _host(host), order)
     await note(request, who, what, host, order)
     return FileResponse(path, media_type="application/octet-stream",
                         headers={"Reroot-Blake3": copy.blake3, "Cache-Control": "no-store"})
