@@ -135,7 +135,7 @@ def test_what_was_not_announced_is_not_taken(machine: Make) -> None:
 def test_two_hosts_at_once_and_a_newer_copy_of_the_same_order(machine: Make, server: Server) -> None:
     pairs = [(host, host.issued(), os.urandom(3_000_000)) for host in (machine().join(), machine().join())]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: send(*pair, step=300_000), pairs))
+        list(pool.map(lambda pair: send(pair[0], pair[1], pair[2], 300_000), pairs))
     host, order, _ = pairs[0]
     newer = os.urandom(2000)
     send(host, order, newer)
@@ -165,7 +165,7 @@ def test_pruning_spares_what_an_open_order_needs(tmp_path: Path) -> None:
         assert server.admin("POST", f"/orders/{orders[2]}/cancel").status == 200
         os.utime(file, (1e9,) * 2)
     with serving(site) as server:  # the upkeep does it by itself, at the start too
-        wait_until(lambda: "removed the second copy" in server.log.read_text())
+        wait_until(lambda: "removed the second copy" in server.log.read_text(), 60)
         assert list((site.state / "precious/alpha").iterdir()) == []
         assert "recovery.pem opens every second copy" in server.log.read_text()
 
