@@ -38,7 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "trust": Entry("cli.trust", "app", "Keys and signatures: show, rotate, add, remove, refresh."),
     "recovery": Entry("cli.recovery", "app", "Build, list the recovery images, see what is in one."),
     "host": Entry("cli.host", "app", "The machines: add, enrol, list, show, order, rescue."),
-    "precious": Entry("cli.precious", "app", "What survives: every rule, and where it comes from."),
+    "precious": Entry("cli.precious_archive", "app", "What survives, by which rule; second copies of it."),
     "plan": Entry("cli.plan", "plan", "How far apart, how long, how many at risk."),
     "rollout": Entry("cli.rollout", "app", "Start, list, watch, pause, abort rollouts."),
     "ticket": Entry("cli.ticket", "app", "Get, return, renew tickets."),

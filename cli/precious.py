@@ -39,6 +39,8 @@ def show(
         print(f"{rule.where}: {rule_line(rule)}")
     origin = answer.get("unlisted_origin")
     print(f"{origin}: {_unlisted_line(policy)}" if origin else _unlisted_line(policy))
+    origin = answer.get("second_copy_origin")
+    print(f"{origin}: {policy.second_copy.told()}" if origin else policy.second_copy.told())
 
 
 @app.command()
@@ -67,6 +69,7 @@ def check(
         for number, rule in enumerate(rules, 1):
             print(f"  rule {number} {rule_line(rule)}")
     print(_unlisted_line(found))
+    print(found.second_copy.told())
     for sentence in strays:
         print(sentence)
     for where, glob in idle:

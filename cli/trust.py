@@ -134,6 +134,30 @@ def remove_key(
 
 
 @app.command()
+def recovery_key(
+    given: Annotated[Path | None, typer.Option(
+        "--recovery-key", help="The file of an X25519 key, its public half suffices (default: make one).",
+        show_default=False)] = None,
+    into: Annotated[Path | None, typer.Option(help="The folder for the new private half, such as a stick (default: the "
+                                              "site's keys).", show_default=False)] = None,
+    replace: Annotated[bool, typer.Option(help="Copies to come are not for the key there is now.")] = False,
+    also: Annotated[bool, typer.Option(help="Copies to come are for both keys.")] = False,
+    site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
+) -> None:
+    """Say for whose key hosts encrypt second copies of precious files. Needs the targets key."""
+    from control import recovery_key as placing
+    from control.site import Site
+
+    done = placing.place(Site.open(site), catalogue_of(site, keys), given, into, replace=replace, also=also)
+    if as_json:
+        print(json.dumps({"keys": list(done.ids), "file": None if done.file is None else str(done.file)}))
+        return
+    print(f"second copies are for {', '.join(one[:16] for one in done.ids)} from now on")
+    if done.file is not None:
+        print(f"{done.file} opens them, and nothing here needs it: take it offline now, and keep it")
+
+
+@app.command()
 def threshold(
     role: RoleArgument, signatures: Annotated[int, typer.Argument(min=1, help="How many different keys must sign.")],
     site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,

@@ -13,6 +13,7 @@ import ipaddress
 import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import delete, select
@@ -26,6 +27,9 @@ from plumbing.errors import NotFoundError, TrustError, UsageError
 
 TOKEN_LIFETIME_S = 86_400.0
 """How long a token that `reroot host add` printed can be used, in seconds, unless it is told otherwise."""
+
+MIN_TOKEN = 32
+"""Characters that a token of an administrator or reader must have."""
 
 _NO_SUCH_SECRET = "no open enrolment has this secret; `reroot host add` or a new install order makes one"  # noqa: S105
 
@@ -52,6 +56,23 @@ def authorize_admin(header: str | None, token: str) -> None:
     sent = (header or "").removeprefix("Bearer ").strip()
     if not hmac.compare_digest(sent.encode(), token.encode()):
         raise TrustError("this path is for administrators; send the contents of keys/admin.token as bearer token")
+
+
+def precious_reader(header: str | None, keys: Path) -> str:
+    """Return whose token for precious files, of those in the folder `keys`, is in `header`: precious, or precious NAME.
+
+    The files are read each time: one that is removed ends an access at once. Raises TrustError.
+    """
+    sent = (header or "").removeprefix("Bearer ").strip().encode()
+    found = ""
+    for path in sorted(keys.glob("precious*.token")):
+        token = path.read_bytes().strip()
+        if len(token) >= MIN_TOKEN and hmac.compare_digest(sent, token):
+            found = path.name.removesuffix(".token").replace(".", " ", 1)
+    if not found:
+        raise TrustError("precious files are given out to those who have a token for it; send the contents of "
+                         "keys/precious.token (`reroot trust recovery-key` makes one)")
+    return found
 
 
 def fleetlock_token(admin_token: str, host: str) -> str:

@@ -131,6 +131,13 @@ def orders_of(database: Database, host: str, limit: int = 20) -> list[OrderRow]:
                                     .order_by(OrderRow.issued_s.desc()).limit(limit)))
 
 
+def unfinished(database: Database) -> frozenset[str]:
+    """Return the ids of the orders that are open, or whose host may still be in recovery."""
+    with database.reading() as session:
+        return frozenset(session.scalars(select(OrderRow.id).where(
+            OrderRow.state.in_(progress.OPEN_STATES) | ((OrderRow.state == "failed") & OrderRow.recovering))))
+
+
 def newest_orders(database: Database) -> dict[str, OrderRow]:
     """Return the newest order of every host that ever had one."""
     newest = select(OrderRow.host, func.max(OrderRow.issued_s).label("at")).group_by(OrderRow.host).subquery()

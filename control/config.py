@@ -197,6 +197,17 @@ class RolloutSection(Section):
     failure_budget: Count = 3
 
 
+class PreciousSection(Section):
+    """[precious]: second copies of what is precious, see protocols/second-copy.md."""
+
+    folder: str = Field(default="state/precious", min_length=1)
+    services: tuple[str, ...] | None = None
+    keep_days: float = Field(default=30.0, gt=0, le=36_500, allow_inf_nan=False)
+    keep_orders: Count = 2
+    host_bytes: int = Field(default=4 << 30, ge=0)
+    reserve_bytes: int = Field(default=2 << 30, ge=0)
+
+
 class CatalogueSection(Section):
     """[catalogue]: the upkeep of the TUF repository's short-lived roles."""
 
@@ -217,6 +228,7 @@ class Config(BaseSettings):
     fleetlock: FleetlockSection = FleetlockSection()
     rollout: RolloutSection = RolloutSection()
     catalogue: CatalogueSection = CatalogueSection()
+    precious: PreciousSection = PreciousSection()
     providers: dict[str, Url] = Field(default_factory=dict)
 
     @classmethod

@@ -12,7 +12,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,9 @@ from imaging.release import Release
 from plumbing import clock
 from plumbing.digest import sha256
 from plumbing.errors import RefusedError, UsageError
+from precious import sealkeys
 from precious.policy import Policy
+from precious.second_copy import Cause
 from recovery import order as orders
 from recovery.order import Order, Target
 
@@ -166,7 +168,7 @@ class Issuer:
         terms = Terms(
             control=self._config.server.public_url, content=tuple(self._config.content_urls()), mail=self._config.mail,
             attempts=limits.attempts, services=limits.services,
-            precious=policies.for_host(self._policy_path, host, facts).to_json(),
+            precious=self._precious(host, facts),
             issued_s=now, expires_s=expires_s)
         order = build(wish, hosts, facts, release, recovery, terms)
         row = OrderRow(
@@ -179,6 +181,17 @@ class Issuer:
             rollout=wish.rollout)
         book.add_order(self._database, row, replace=wish.replace, now=now)
         return row
+
+    def _precious(self, host: Host, facts: Mapping[str, object]) -> dict[str, object]:
+        """Return the policy with what the site adds: whose tickets a second copy needs; raises RefusedError."""
+        policy = policies.for_host(self._policy_path, host, facts)
+        copying, limits = policy.second_copy, self._config.precious
+        if copying.when != Cause.NEVER and copying.required and sealkeys.TARGET not in self.targets.paths():
+            raise RefusedError(f"{copying.origin or 'the policy'} requires a second copy of what is precious on "
+                               f"{host.name}, and this site has no recovery key to encrypt it for; make one with "
+                               "`reroot trust recovery-key`")
+        services = self._config.orders.services if limits.services is None else limits.services
+        return replace(policy, second_copy=replace(copying, services=services)).to_json()
 
     def _choose(self, wish: Wish, host: Host, facts: Mapping[str, object]) -> tuple[Target, Target]:
         if not wish.release:

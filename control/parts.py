@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from control.audit import Audit
 from control.bell import Bell
 from control.config import Config
 from control.database import Database
@@ -15,6 +16,7 @@ from control.files import Library
 from control.gate import Gate
 from control.orders import Issuer, target_path
 from control.rollouts import Rollouts
+from control.second_copies import SecondCopies
 from control.sessions import Sessions
 from control.signatures import Signatures
 from control.site import Site
@@ -44,6 +46,8 @@ class Parts:
     signatures: Signatures
     sessions: Sessions
     gate: Gate
+    copies: SecondCopies
+    audit: Audit
 
     @property
     def hosts(self) -> Hosts:

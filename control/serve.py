@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
-from control import boot_services, children, door
+from control import book, boot_services, children, door, second_copies
 from control import config as configuration
 from control import log as logs
 from control.api.app import application
+from control.audit import Audit
 from control.bell import Bell
 from control.catalogue import SiteCatalogue
-from control.config import Config, split_listen
+from control.config import Config, PreciousSection, split_listen
 from control.database import Database, url_for
 from control.files import Library
 from control.gate import Gate, boot_id
@@ -38,11 +40,13 @@ from control.orders import Issuer
 from control.parts import Directory, Parts
 from control.patience import PatientOnce
 from control.rollouts import Rollouts
+from control.second_copies import Limits, SecondCopies
 from control.sessions import Sessions
 from control.signatures import Signatures
 from control.site import Site
 from control.ticket_door import TicketDoor
 from fleet.hosts import HostsFile
+from plumbing import clock
 from plumbing.errors import BusyError, ConfigError, RerootError
 from throttle.repository import SqlRepository
 from throttle.service import TicketService
@@ -52,6 +56,9 @@ log = logging.getLogger("reroot.serve")
 
 GRACE_S = 3
 """How long requests under way may still take after SIGTERM, in seconds."""
+
+LOOK_THROUGH_S = 3600
+"""How often second copies are looked through for what outlived its time, in seconds."""
 
 KEEP_ALIVE_S = 65
 BACKLOG = 1024
@@ -127,6 +134,9 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
         parts.issuer.check()
         for problem in await asyncio.to_thread(parts.problems):
             log.warning("%s", problem)
+        if site.recovery_key.exists():
+            log.warning("%s opens every second copy and lies on this server; take it offline: docs/trust.md",
+                        site.recovery_key)
         watch = await stack.enter_async_context(children.serving(
             site, files, config.server.content_processes, database.url))
         connection: Any = partial(_connection, parts, door.Door())  # uvicorn wants a class, and calls it
@@ -139,6 +149,7 @@ async def running(site: Site, config: Config, stop: asyncio.Event | None = None)
             watch, asyncio.create_task(server.serve([api])), asyncio.create_task(parts.rollouts.run(stop)),
             asyncio.create_task(parts.tickets.run(stop)), asyncio.create_task(Upkeep(parts.tickets).run(stop)),
             asyncio.create_task(_keep_catalogue(catalogue, config.catalogue.refresh_s, stop)),
+            asyncio.create_task(_keep_copies(parts, stop)),
             asyncio.create_task(keep_watchdog(stop)),
         ]
         guard = asyncio.create_task(_guard(tasks, stop))
@@ -173,6 +184,7 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
     tickets = TicketService(repository, site.tickettab, Directory(hosts_file, config.provider_urls()),
                             on_silent=rollouts.holder_silent, executor=writer)
     configuration.check_services(config.orders.services, tickets.names())
+    configuration.check_services(config.precious.services or (), tickets.names(), "[precious] services")
     configuration.check_services(config.fleetlock.groups.values(), tickets.names(), "[fleetlock] groups")
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
@@ -181,7 +193,15 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
         signatures=Signatures(database, writer),
         sessions=Sessions(database, lambda: hosts_file.current().by_name), gate=Gate(database, boot_id()),
+        copies=_second_copies(site, config.precious), audit=Audit(site.state / "precious-audit.jsonl"),
     )
+
+
+def _second_copies(site: Site, precious: PreciousSection) -> SecondCopies:
+    folder = site.root / precious.folder
+    second_copies.usable(folder)
+    return SecondCopies(folder, Limits(precious.host_bytes, precious.reserve_bytes, precious.keep_days,
+                                       precious.keep_orders))
 
 
 async def _guard(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
@@ -205,6 +225,19 @@ async def _keep_catalogue(catalogue: SiteCatalogue, refresh_s: float, stop: asyn
             await asyncio.to_thread(catalogue.refresh)
         except (RerootError, OSError) as error:
             log.error("the catalogue was not refreshed: %s", error)
+
+
+async def _keep_copies(parts: Parts, stop: asyncio.Event) -> None:
+    """Remove second copies that outlived their time, at the start and every hour."""
+    while not stop.is_set():
+        try:
+            needed = await asyncio.to_thread(book.unfinished, parts.database)
+            for copy, why in await asyncio.to_thread(parts.copies.prune, needed, clock.wall()):
+                log.info("removed the second copy of order %s of %s: %s", copy.order, copy.host, why)
+        except (RerootError, SQLAlchemyError) as error:
+            log.error("second copies were not looked through: %s", error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_THROUGH_S)
 
 
 @contextmanager

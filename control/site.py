@@ -17,6 +17,7 @@ from control.dhcp import BOOT_FILES
 from fleet.hosts import parse as parse_hosts
 from plumbing import durable
 from plumbing.errors import ConfigError, DiskError, RefusedError
+from precious import sealkeys
 
 IPXE = Path("/usr/lib/ipxe")
 """Where Debian's package ipxe has the boot programs that `init` copies, if it is installed."""
@@ -123,6 +124,16 @@ class Site:
         return self.keys / "orders.pem"
 
     @property
+    def recovery_key(self) -> Path:
+        """Where `init` puts the key that opens second copies, until somebody takes it offline."""
+        return self.keys / "recovery.pem"
+
+    @property
+    def precious_token(self) -> Path:
+        """The token of those who may fetch precious files."""
+        return self.keys / "precious.token"
+
+    @property
     def store(self) -> Path:
         """The OCI image layout."""
         return self.root / "store"
@@ -170,9 +181,13 @@ def config_example(public_url: str) -> str:
     return CONFIG_EXAMPLE.format(public_url=public_url, api=api, content=8082 if api == 8081 else 8081)
 
 
-def init(root: Path, public_url: str) -> Site:
-    """Make a new site at `root`, which must not exist or be empty; raises RefusedError, ConfigError, DiskError."""
+def init(root: Path, public_url: str, recovery_key: Path | None = None) -> Site:
+    """Make a new site at `root`, which must not exist or be empty; raises RefusedError, ConfigError, DiskError.
+
+    `recovery_key` is the file of an X25519 key, its public half suffices; without one it is made, in the site.
+    """
     root = root.absolute()
+    reader = None if recovery_key is None else sealkeys.public(recovery_key)
     if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
         raise RefusedError(f"{root} is not an empty directory; choose another place, nothing was touched")
     config = config_example(public_url)
@@ -184,7 +199,7 @@ def init(root: Path, public_url: str) -> Site:
     except OSError as error:
         raise DiskError(f"{root} cannot be made ({error.strerror}); check who owns {root.parent}") from error
     try:
-        _fill(Site(half), config)
+        _fill(Site(half), config, reader)
         half.chmod(0o755)
         half.replace(root)
         durable.sync_folder(root.parent)
@@ -195,7 +210,12 @@ def init(root: Path, public_url: str) -> Site:
     return Site(root)
 
 
-def _fill(site: Site, config: str) -> None:
+def make_token(path: Path) -> None:
+    """Write a new long random word to `path`."""
+    durable.write_file(path, secrets.token_urlsafe(32).encode() + b"\n", 0o600)
+
+
+def _fill(site: Site, config: str, reader: bytes | None) -> None:
     from imaging import catalogue, keys
     from imaging.store import Store
 
@@ -209,8 +229,11 @@ def _fill(site: Site, config: str) -> None:
     signed.create()
     # Not of the TUF roles: whoever breaks into the server can order releases of the catalogue, and publish none.
     key = keys.make_key(site.orders_key)
-    signed.publish("orders/keys.json", keys.order_keys([key.public_key]))
-    durable.write_file(site.keys / "admin.token", secrets.token_urlsafe(32).encode() + b"\n", 0o600)
+    reader = reader or sealkeys.make(site.recovery_key).public_key().public_bytes_raw()
+    signed.publish_all({"orders/keys.json": keys.order_keys([key.public_key]),
+                        sealkeys.TARGET: sealkeys.listing([reader])})
+    for token in (site.keys / "admin.token", site.precious_token):
+        make_token(token)
     for path, text in ((site.config, config), (site.hosts, HOSTS_EXAMPLE), (site.tickettab, TICKETTAB_EXAMPLE),
                        (site.precious, PRECIOUS_EXAMPLE)):
         durable.write_file(path, text.encode())

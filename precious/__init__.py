@@ -21,5 +21,9 @@ The data meets the modules in this order:
 12. `putback`     8 to 11 in their order, every entry reported
 13. `archives`    those of earlier upgrades, of which the newest few stay
 
+Beside that way, after 7: `second_copy` says whether a copy goes to the control server and how long it stays (pure),
+`sealed` is its format (pure), `sealkeys` whose keys open it, `sealing` makes it of an archive and an archive of it,
+`extracting` takes single files out of one.
+
 Nothing here knows whether it runs in recovery, on a living host or in a test: roots are paths.
 """

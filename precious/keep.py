@@ -117,10 +117,13 @@ def load(folder: Path) -> Kept:
         with _from_disk(folder / SUMMARY) as told, _from_disk(folder / ARCHIVE) as stream:
             summary = json.load(told)
             offset, length, digest = summary["index"]
+            # of a copy that a hostile host made, too: nothing is read, or made room for, that is not there
+            if not 0 <= int(offset) <= int(offset) + int(length) <= os.fstat(stream.fileno()).st_size:
+                raise ValueError("its index lies outside of it")
             payload = os.pread(stream.fileno(), int(length), int(offset))
         notes, extra = tuple(map(str, summary["notes"])), frozenset(map(os.fsencode, summary["unlisted"]))
         known = Circumstances.from_json(summary.get("known", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{folder} holds no finished archive of precious files ({error})") from error
     if blake3(payload).hexdigest() != digest:
         raise CorruptError(f"{folder / ARCHIVE} does not hold the index that was written; do not wipe anything")
@@ -147,7 +150,13 @@ def frames(kept: Kept, numbers: Iterable[int], progress: Progress | None = None)
             done += frame.length
             if progress is not None:
                 progress("read back", done, total)
-            yield number, unpacker.decompress(data, max_output_size=frame.raw_length)
+            try:
+                if zstandard.frame_content_size(data) != frame.raw_length:
+                    raise CorruptError(f"frame {number} of {kept.archive} has not the length that its index says")
+                raw = unpacker.decompress(data, max_output_size=frame.raw_length, allow_extra_data=False)
+            except zstandard.ZstdError as error:
+                raise CorruptError(f"frame {number} of {kept.archive} does not unpack ({error})") from error
+            yield number, raw
 
 
 def _extents(entries: Iterable[Entry]) -> dict[int, list[tuple[Entry, Extent]]]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
 
-from precious import conditions
+from precious import conditions, second_copy
 from precious.conditions import Facts
 from precious.rules import RULE_KEYS, Reader, Rule, Unlisted
+from precious.second_copy import SecondCopy
 
 
 @lru_cache(maxsize=4096)
@@ -54,6 +55,7 @@ class Policy:
 
     rules: tuple[Rule, ...]
     unlisted: Unlisted
+    second_copy: SecondCopy = second_copy.NONE
 
     @cached_property
     def _compiled(self) -> tuple[tuple[re.Pattern[str], re.Pattern[str], Rule], ...]:
@@ -129,6 +131,7 @@ class Policy:
             "rules": [rule.to_json() for rule in self.rules],
             "unlisted": {"look": list(self.unlisted.look), "skip": list(self.unlisted.skip),
                          "max_bytes": self.unlisted.max_bytes},
+            "second_copy": self.second_copy.to_json(),
         }
 
     @classmethod
@@ -142,30 +145,35 @@ class Policy:
             if isinstance(line, bool) or not isinstance(line, int) or line < 0:
                 raise reader.fail((), f"{where} has line = {line!r}, which is no number of a line")
             rules.append(reader.rule(raw, where, (), str(raw.get("origin", "")), line))
-        return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())))
+        copying = value.get("second_copy", second_copy.NONE.to_json())
+        return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())),
+                   second_copy.read(reader, reader.table(copying, "second_copy", ()), ordered=True))
 
 
 def load(layers: Sequence[tuple[str, str]]) -> Policy:
     """Merge TOML layers, each (name for messages, text), earliest first.
 
-    [unlisted] of a later layer replaces the earlier one's. Raises ConfigError naming layer, line, rule and key.
+    [unlisted] and [second_copy] of a later layer replace the earlier one's. Raises ConfigError naming layer,
+    line, rule and key.
     """
     rules: list[Rule] = []
-    unlisted = Unlisted()
+    unlisted, copying = Unlisted(), SecondCopy()
     for name, text in layers:
         reader = Reader(name, text)
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise Reader(name).fail((), f"not valid TOML: {error}") from error
-        reader.known(raw, ("rule", "unlisted"), "the file", ())
+        reader.known(raw, ("rule", "unlisted", "second_copy"), "the file", ())
         for number, item in enumerate(reader.tables(raw.get("rule", []), "rule", ("rule",))):
             place, where = ("rule", number), f"rule {number + 1}"
             reader.known(item, RULE_KEYS, where, place)
             rules.append(reader.rule(item, where, place, name, reader.line(place)))
         if "unlisted" in raw:
             unlisted = reader.unlisted(reader.table(raw["unlisted"], "[unlisted]", ("unlisted",)))
-    return Policy(tuple(rules), unlisted)
+        if "second_copy" in raw:
+            copying = second_copy.read(reader, reader.table(raw["second_copy"], "[second_copy]", ("second_copy",)))
+    return Policy(tuple(rules), unlisted, copying)
 
 
 FAMILIES = ("debian", "redhat", "suse")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbing import clock, durable
-from plumbing.errors import ConfigError
+from plumbing.errors import ConfigError, DiskError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -88,3 +88,20 @@ def create(local: Path, host: str, control: str, content: Iterable[str], trust_r
     # last, because its presence says that the others are there
     durable.write_file(folder / "agent.json", json.dumps(words, indent=1).encode() + b"\n")
     return Identity(host, control, tuple(words["content_urls"]), key)
+
+
+def precious_key(local: Path) -> bytes:
+    """Return the public half of the key with which this host opens second copies of its own; makes it if it is missing.
+
+    It is not the key that signs requests: one key has one purpose. Raises ConfigError for a file that is none,
+    DiskError when it cannot be written.
+    """
+    from precious import sealkeys
+
+    path = local / AGENT / "precious.key"
+    try:
+        return sealkeys.make(path).public_key().public_bytes_raw()
+    except FileExistsError:
+        return sealkeys.load(path).public_key().public_bytes_raw()
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written ({error.strerror}); look at /local") from error

@@ -19,10 +19,11 @@ ANSWER_WAIT_S = 60.0
 
 
 @contextmanager
-def held(identity: Identity, services: Sequence[str], say: Callable[[str], None]) -> Iterator[tuple[Ticket, ...]]:
-    """Hold a ticket of every service while the block runs; waits for free ones and says so.
+def held(identity: Identity, services: Sequence[str], say: Callable[[str], None], wait_s: float = TICKET_WAIT_S,
+         ) -> Iterator[tuple[Ticket, ...]]:
+    """Hold a ticket of every service while the block runs; waits up to `wait_s` seconds for free ones and says so.
 
-    Raises BusyError after TICKET_WAIT_S, NetworkError when the ticket server does not answer.
+    Raises BusyError after that, NetworkError when the ticket server does not answer.
     """
     def told(seconds: float, sentence: str) -> None:
         say(f"waiting {seconds:.0f} s for a ticket: {sentence}")
@@ -32,7 +33,7 @@ def held(identity: Identity, services: Sequence[str], say: Callable[[str], None]
         for service in services:
             http = identity.client(timeout_s=ANSWER_WAIT_S)
             stack.callback(http.close)
-            ticket = stack.enter_context(throttle.ticket(http, service, wait_s=TICKET_WAIT_S, on_wait=told))
+            ticket = stack.enter_context(throttle.ticket(http, service, wait_s=wait_s, on_wait=told))
             say(f"ticket {ticket.ticket} from {ticket.provider}")
             found.append(ticket)
         yield tuple(found)

@@ -110,7 +110,8 @@ async def precious(host: str, request: Request) -> Response:
     policy = await asyncio.to_thread(parts.issuer.policy, parts.hosts.get(host))
     unlisted = policy.unlisted
     origin = f"{unlisted.origin}, line {unlisted.line}" if unlisted.line else unlisted.origin
-    return JSONResponse({"policy": policy.to_json(), "unlisted_origin": origin})
+    return JSONResponse({"policy": policy.to_json(), "unlisted_origin": origin,
+                         "second_copy_origin": policy.second_copy.where})
 
 
 @router.get("/hosts/{host}/events")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from control.book import ConflictError
+from control.second_copies import NoRoomError
 from plumbing.errors import BusyError, Kind, RerootError
 
 STATUSES: dict[Kind, int] = {
@@ -27,6 +28,8 @@ def refusal(error: RerootError) -> Refusal:
     body = {"kind": error.kind.value, "value": error.sentence}
     if isinstance(error, ConflictError):
         return Refusal(409, body)
+    if isinstance(error, NoRoomError):
+        return Refusal(507, body)
     if isinstance(error, BusyError):
         return Refusal(STATUSES[error.kind], body, {"Retry-After": str(max(1, round(error.retry_after_s)))})
     return Refusal(STATUSES[error.kind], body)

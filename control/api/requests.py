@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 from fastapi import Depends
@@ -97,6 +99,23 @@ async def admin(request: Request) -> None:
     mark_known(request)
 
 
+async def reader(request: Request) -> str:
+    """Return who asks for precious files: the name that his token has; raises TrustError."""
+    parts = parts_of(request)
+    header = request.headers.get("authorization")
+    who = await asyncio.to_thread(auth.precious_reader, header, parts.site.keys)
+    mark_known(request)
+    return who
+
+
+async def reader_or_admin(request: Request) -> str:
+    """Return who asks what there is of precious files: a reader's name, or admin; raises TrustError."""
+    with suppress(TrustError):
+        await admin(request)
+        return "admin"
+    return await reader(request)
+
+
 def mark_known(request: Request) -> None:
     """Tell the connection that its sender proved who it is: strangers may have fewer of them (control.door)."""
     setattr(request.state, KNOWN, True)
@@ -104,3 +123,5 @@ def mark_known(request: Request) -> None:
 
 SignedRequest = Annotated[Signed, Depends(signed)]
 AdminRequest = Depends(admin)
+Reader = Annotated[str, Depends(reader)]
+ReaderOrAdmin = Annotated[str, Depends(reader_or_admin)]

@@ -2,7 +2,7 @@
 
 - `begin`: network, order, disks: who this is, what it is told, what it is made of; nothing is touched.
 - `content`, `room`: where bytes come from, and whether they fit.
-- `keep`: preserve and wipe, on both sides of the border.
+- `keep`: preserve and wipe, on both sides of the border; `second` the copy that is sent away between them.
 - `blank`: what is different when the order is to install a blank or broken machine.
 - `fill`: restore and verify.
 - `settle`: putback, bootloader, finish.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plumbing.errors import RefusedError
 from recovery import bootloader, disks
-from recovery.phases import room
+from recovery.phases import room, second
 from recovery.session import Session
 
 
@@ -42,8 +42,9 @@ def preserve(session: Session) -> Mapping[str, object]:
     assert session.index is not None
     keep.refuse_stops(kept, policy, frozenset(entry.path for entry in session.index.entries))
     room.require(session, root.size_bytes, kept)
+    copied = second.take(session, into)  # last: what ends the upgrade on this host alone has ended it by now
     journal.done("preserve", {"fs_uuid": there.uuid if there else None, "label": there.label if there else ""})
-    return brief(kept.to_json())
+    return brief(kept.to_json()) | copied
 
 
 def wipe(session: Session) -> Mapping[str, object]:

@@ -7,14 +7,18 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plumbing import clock, durable
-from plumbing.errors import NotFoundError, RefusedError
+from plumbing.errors import CorruptError, DiskError, NotFoundError, RefusedError
 from recovery import bootloader, disks, filesystems, firststage, fstab, hostkeys
-from recovery.phases import blank
+from recovery.phases import blank, second
 from recovery.phases.fill import mount_root
 from recovery.phases.keep import archive_folder, brief, set_default
 from recovery.session import Session
+
+if TYPE_CHECKING:
+    from precious.place import PutBackReport
 
 RUNTIME = "usr/lib/reroot"
 UNIT = "reroot-agent.service"
@@ -43,13 +47,16 @@ def put_back(session: Session) -> Mapping[str, object]:
     if folder is None:
         journal.done("putback")
         return {"put_back": 0}
-    from precious import putback
-    from precious.policy import Policy
-
     root = mount_root(session)
-    assert session.index is not None
-    report = putback.put_back(folder, root, Policy.from_json(session.ordered.precious), session.index,
-                              session.progress("putback")).to_json()
+    try:
+        report = _from(session, folder, root).to_json()
+    except (CorruptError, DiskError) as error:
+        spare = second.instead(session, folder)
+        if spare is None:
+            raise
+        folder, placed = spare, _from(session, spare, root)
+        placed.notes.insert(0, f"the archive on /local is damaged, and the second copy was put back: {error.sentence}")
+        report = placed.to_json()
     disks.sync_filesystem(root)
     durable.write_file(folder / "putback.json", json.dumps(report, indent=1).encode(), 0o600)
     journal.done("putback")
@@ -57,6 +64,15 @@ def put_back(session: Session) -> Mapping[str, object]:
         if isinstance(value, list) and value:
             session.log.say("putback", f"{name}: {len(value)}")
     return brief(report)
+
+
+def _from(session: Session, folder: Path, root: Path) -> PutBackReport:
+    from precious import putback
+    from precious.policy import Policy
+
+    assert session.index is not None
+    return putback.put_back(folder, root, Policy.from_json(session.ordered.precious), session.index,
+                            session.progress("putback"))
 
 
 def make_bootable(session: Session) -> Mapping[str, object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 from conftest import Begin, Tell
@@ -28,7 +30,7 @@ def check_kept(story: demo.Story, tell: Tell) -> None:
         assert after.answers["unlisted file"] == "archived, reported", name
 
 
-def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell) -> None:
+def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell, tmp_path: Path) -> None:
     run = begin(Wish())
     story = run.upgrade()
     check_kept(story, tell)
@@ -42,6 +44,25 @@ def test_a_debian_12_host_becomes_a_debian_13_host(begin: Begin, tell: Tell) -> 
     services = run.control.get("/status")["tickets"]
     assert "alpha" not in str(services), "and given back"
     assert run.mailbox.messages == []
+    tell(check_second_copy(run, tmp_path / "extracted"))
+
+
+def check_second_copy(run: Demo, into: Path) -> str:
+    """Its /local is on the disk of /: precious files are on the server, for whoever has the recovery key."""
+    (done,) = [event["data"] for event in run.control.events("alpha")
+               if (event["phase"], event["event"]) == ("preserve", "done")]
+    assert isinstance(done, dict)
+    told = done["second_copy"]
+    assert told["stored"], told
+    path = "/etc/ssh/ssh_host_ed25519_key"
+    run.control.command("precious", "extract", "alpha", path, "/home", "-C", into,
+                        "--key", run.control.folder / "keys/recovery.pem")
+    machine = run.hosts[0].on
+    for file in [into / path[1:], *(file for file in (into / "home").rglob("*") if file.is_file())]:
+        assert file.read_bytes() == machine.read_file(f"/{file.relative_to(into)}"), file
+    audit = run.control.command("precious", "audit", "alpha", "--json").text
+    assert [line["what"] for line in json.loads(audit)][-2:] == ["list", "fetch"]
+    return f"second copy: {told['bytes']} bytes in {told['seconds']} s"
 
 
 def test_two_uefi_hosts_with_xfs_roots_on_two_subnets_roll_out(begin: Begin, tell: Tell) -> None:

@@ -162,7 +162,8 @@ def test_a_release_is_withdrawn_with_its_deltas(place: site.Site, capsys: pytest
     capsys.readouterr()
     assert run(["image", "withdraw", "d/1"]) == 0
     assert capsys.readouterr().out.endswith("withdrawn with it: deltas/d/1/amd64/d/2/amd64\n")
-    assert set(Catalogue(place.catalogue, place.keys).listed()) == {"orders/keys.json", "releases/d/2/amd64.json"}
+    assert set(Catalogue(place.catalogue, place.keys).listed()) == {
+        "orders/keys.json", "precious/keys.json", "releases/d/2/amd64.json"}
     assert run(["image", "gc", "--unpublished", "--grace-hours", "0", "--remove"]) == 0
     assert list(Store(place.store).refs()) == ["d/2/amd64"]
     assert run(["image", "verify"]) == 0

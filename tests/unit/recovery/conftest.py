@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from one_host import Host, host
+
+sys.path.append(str(Path(__file__).parents[1] / "control"))  # where a real `reroot serve` is made
 
 
 @pytest.fixture
