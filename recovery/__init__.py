@@ -9,7 +9,7 @@ In the order in which they meet the data:
 - `layout`: what an install makes of a blank disk, shown before it runs.
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.
-- `cmdline` (pure), `init`: process 1, which starts the worker and watches it.
+- `limits`, `cmdline` (pure), `watchdog`, `supervise`, `init`: process 1, which starts the worker and watches it.
 - `identity`, `network`, `servers`: who this machine is, its way to the control server, what it asks there.
 - `machine` (pure table, drawn in docs/machines/recovery.dot), `drive`, `session`: what comes after what, what is
   known and held open meanwhile.

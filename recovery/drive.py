@@ -79,6 +79,7 @@ class Drive:
         return state
 
     def _enter(self, state: State) -> Event:
+        self._session.log.begin(state.value)
         if state in self._actions:
             return self._phase(state)
         return {State.RETRY: self._retry, State.FAILED: self._failed, State.GASP: self._gasp,

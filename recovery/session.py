@@ -57,7 +57,7 @@ class Session:
     reporter: Reporter
     lastgasp: LastGasp
     inventory: Callable[[], tuple[Disk, ...]] = disks.inventory
-    default_attempts: int = 3
+    default_attempts: int = 10
     identity: Identity | None = None
     network: Up | None = None
     journal: Journal | None = None
