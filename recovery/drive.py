@@ -183,9 +183,9 @@ class Drive:
         session = self._session
         state, error = self._failure or (State.NETWORK, RerootError("recovery stopped without saying why"))
         gasp = Gasp(
-            session.host, session.order.id if session.order else None, state.value, error.kind.value, error.sentence,
+            session.host, session.order_id, state.value, error.kind.value, error.sentence,
             clock.iso(clock.wall()), session.log.last(), (*ADVICE.get(error.kind, ()), *ALWAYS))
-        outcome = session.lastgasp.tell(gasp, session.order.mail if session.order else None)
+        outcome = session.lastgasp.tell(gasp, session.mail)
         session.log.say("gasp", f"{outcome}: {gasp.phase} failed ({gasp.kind}): {gasp.sentence}")
 
     def _rescue(self) -> Event:

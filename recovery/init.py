@@ -31,6 +31,9 @@ ALWAYS_LOADED = ("ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "rtc
 WORKED_IN = ("/local", "/mnt/", "/run/reroot/")
 """Where workers mount things (recovery.session.Places)."""
 
+STRAY_ATTEMPTS = 3
+"""How often a machine that nobody knows tries to reach somebody before it shows the menu to whoever stands there."""
+
 MODULE_ROUNDS = 5
 """A loaded bus shows new devices, whose drivers may show more: at most this deep."""
 
@@ -147,6 +150,8 @@ def _drive(start: Start, log: Log, line: CommandLine) -> None:
     from recovery.session import Places, Session
 
     session = Session(Places(), line, log, Reporter(log), LastGasp(say=lambda text: log.say("gasp", text)))
+    if line.local is None:
+        session.default_attempts = STRAY_ATTEMPTS
     consoles = rescue.open_consoles(rescue.console_names())
 
     def menu(why: str, retry_s: float | None) -> Event:
