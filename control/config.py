@@ -172,7 +172,7 @@ class OrdersSection(Section):
 
     lifetime_s: Seconds = 86400.0
     deadline_s: Seconds = 7200.0
-    attempts: int = Field(default=3, ge=1, le=20)
+    attempts: int = Field(default=10, ge=1, le=20)
     services: tuple[str, ...] = ()
 
 

@@ -36,10 +36,14 @@ class Boot(StrEnum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A raw disk image as a virtio disk; `serial` (at most 20 characters) is what the guest knows it by."""
+    """A raw disk image as a virtio disk; `serial` (at most 20 characters) is what the guest knows it by.
+
+    `faults` is a file of blkdebug rules (QEMU's docs/devel/blkdebug.txt): which reads and writes fail.
+    """
 
     path: Path
     serial: str
+    faults: Path | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.serial) <= 20 or "," in self.serial:
@@ -70,6 +74,8 @@ class MachineSpec:
     kernel: DirectKernel | None = None
     reboots: bool = True
     """False: the machine ends where it would reboot."""
+    watchdog: bool = False
+    """An Intel 6300ESB, which resets the machine when it is not fed."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def command_line(spec: MachineSpec, disks: tuple[Disk, ...], wiring: Wiring) -> 
         "-qmp", f"unix:{wiring.qmp},server=on,wait=off",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
         *_firmware(spec, wiring), *_disks(spec, disks), *_network(spec, disks, wiring), *_kernel(spec.kernel),
+        *(["-device", "i6300esb", "-action", "watchdog=reset"] if spec.watchdog else []),
         *([] if spec.reboots else ["-no-reboot"]),
     ]
 
@@ -120,7 +127,7 @@ def _disks(spec: MachineSpec, disks: tuple[Disk, ...]) -> list[str]:
         # A raw image holds every write a guest completed even after kill -9 of QEMU, for the machine's page
         # cache has it: flushes may be skipped.
         words += ["-drive", f"if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap,"
-                            f"file={_quoted(disk.path)}",
+                            f"file={_image(disk)}",
                   "-device", f"virtio-blk-pci,drive=disk{number},serial={disk.serial},bootindex={first + number}"]
     return words
 
@@ -143,6 +150,10 @@ def _kernel(kernel: DirectKernel | None) -> list[str]:
     if kernel is None:
         return []
     return ["-kernel", str(kernel.kernel), "-initrd", str(kernel.initrd), "-append", kernel.append]
+
+
+def _image(disk: Disk) -> str:
+    return _quoted(disk.path) if disk.faults is None else f"blkdebug:{_quoted(disk.faults)}:{_quoted(disk.path)}"
 
 
 def _quoted(path: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,6 +17,8 @@ from plumbing.errors import CommandError
 Argument = str | bytes | os.PathLike[str]
 NOBODY = 65534
 """The user and group that own nothing, by number: a recovery image has no names for them."""
+KILL_WAIT_S = 5.0
+"""How long a killed program may take to go, in seconds; one in an uninterruptible read or write goes when that ends."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,47 @@ def run(
 ) -> Completed:
     """Run a program to its end and return what it printed.
 
-    `env` replaces the environment when given; `timeout_s` is in seconds, None waits for ever.
+    `env` replaces the environment when given; `timeout_s` is in seconds, None waits for ever. When its time is over, or
+    the wait is broken off, the program is killed with everything it started; what even so stays is left behind.
     Raises CommandError when the program is missing, exceeds its time, or (with `check`) exits non-zero.
     """
     words = tuple(os.fsdecode(word) for word in argv)
     try:
-        done = subprocess.run(
-            words, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
-            capture_output=True, timeout=timeout_s, cwd=cwd, env=env, check=False,
-        )
+        # a process group of its own can be killed whole, and what a program starts tends to stay in it
+        program = subprocess.Popen(
+            words, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd=cwd, env=env, process_group=0)
     except OSError as error:
         raise not_started(argv, error) from error
+    try:
+        stdout, stderr = program.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise CommandError(f"{words[0]} did not finish in {timeout_s:.0f} s; try: {replayable(argv)}") from error
-    result = Completed(words, done.returncode, done.stdout, done.stderr)
-    if check and done.returncode != 0:
-        raise CommandError(f"{words[0]} failed with status {done.returncode}: {_complaint(done.stderr)}; try: "
+        stuck = "" if _end(program) else ", and not even a kill ends it (it waits for a disk?)"
+        raise CommandError(f"{words[0]} did not finish in {timeout_s:.0f} s{stuck}; try: {replayable(argv)}") from error
+    except BaseException:
+        _end(program)
+        raise
+    result = Completed(words, program.returncode, stdout, stderr)
+    if check and result.status != 0:
+        raise CommandError(f"{words[0]} failed with status {result.status}: {_complaint(stderr)}; try: "
                            f"{replayable(argv)}")
     return result
+
+
+def _end(program: subprocess.Popen[bytes]) -> bool:
+    """Kill a program and its process group; says whether it is gone, waits KILL_WAIT_S at most."""
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    try:
+        program.wait(KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        for stream in (program.stdin, program.stdout, program.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+    return True
 
 
 def _complaint(stderr: bytes) -> str:

@@ -11,14 +11,14 @@ In the order in which they meet the data:
 - `layout`: what an install makes of a blank disk, shown before it runs.
 - `grubenv` (pure), `bootloader`, `biosboot`, `efivars`, `firststage`: the boot area on the ESP and what the
   firmware starts.
-- `cmdline` (pure), `init`: process 1, which starts the worker and watches it.
+- `limits`, `cmdline` (pure), `watchdog`, `supervise`, `init`: process 1, which starts the worker and watches it.
 - `identity`, `network`, `servers`: who this machine is, its way to the control server, what it asks there.
 - `machine` (pure table, drawn in docs/machines/recovery.dot), `drive`, `session`: what comes after what, what is
   known and held open meanwhile.
 - `phases`: `begin` (network, order, disks), `content` (where bytes come from), `keep` (preserve, wipe), `blank` (both
   for an installation), `fill` (restore, verify; `tickets` around the download), `settle` (putback, bootloader, finish;
   `hostkeys` for an installed system).
-- `log`, `report`, `lastgasp`, `rescue`, `examine`: who is told, and what a person at the console can do.
+- `log`, `report`, `lastgasp`, `starttls`, `rescue`, `examine`: who is told, and what a person at the console can do.
 
 What is touched when, and what a power cut leaves: docs/protocols/recovery.md.
 """

@@ -27,6 +27,8 @@ _VOLUME_NAME = re.compile(r"[A-Za-z0-9+_.-]{1,120}")
 _NOT_DISKS = re.compile(r"(sr|fd|loop|ram|zram|dm-|md|mtdblock)\d")
 MKFS_TIMEOUT_S = 1800.0
 """Longest that mkfs may take, in seconds; a large slow disk with its inode tables to write."""
+SYNC_TIMEOUT_S = 1800.0
+"""Longest that writing out what a filesystem has in memory may take, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -363,7 +365,7 @@ def sync_device(device: Path) -> None:
 
 def sync_filesystem(path: Path) -> None:
     """Make all that was written to the filesystem of `path` durable (syncfs); raises DiskError, never to be retried."""
-    done = run(["sync", "-f", path], check=False, timeout_s=None)
+    done = run(["sync", "-f", path], check=False, timeout_s=SYNC_TIMEOUT_S)
     if done.status != 0:
         raise DiskError(f"writing to the filesystem of {path} failed: {_complaint(done)}; look at the disk")
 

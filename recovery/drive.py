@@ -79,6 +79,7 @@ class Drive:
         return state
 
     def _enter(self, state: State) -> Event:
+        self._session.log.begin(state.value)
         if state in self._actions:
             return self._phase(state)
         return {State.RETRY: self._retry, State.FAILED: self._failed, State.GASP: self._gasp,
@@ -182,9 +183,9 @@ class Drive:
         session = self._session
         state, error = self._failure or (State.NETWORK, RerootError("recovery stopped without saying why"))
         gasp = Gasp(
-            session.host, session.order.id if session.order else None, state.value, error.kind.value, error.sentence,
+            session.host, session.order_id, state.value, error.kind.value, error.sentence,
             clock.iso(clock.wall()), session.log.last(), (*ADVICE.get(error.kind, ()), *ALWAYS))
-        outcome = session.lastgasp.tell(gasp, session.order.mail if session.order else None)
+        outcome = session.lastgasp.tell(gasp, session.mail)
         session.log.say("gasp", f"{outcome}: {gasp.phase} failed ({gasp.kind}): {gasp.sentence}")
 
     def _rescue(self) -> Event:

@@ -1,23 +1,21 @@
-"""Process 1 of the recovery image (I/O): a first line on the console, a child that works, a parent that watches it.
+"""Process 1 of the recovery image (I/O): a first line on the console, a worker that is watched, the reboot.
 
-The parent forks before anything heavy is imported, reaps every orphan, and starts the child again when it dies or
-stands still: a defect, a lack of memory or a hung program costs an attempt, not the host: docs/protocols/recovery.md.
+The worker is forked before anything heavy is imported; it mounts, loads drivers and drives the machine.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbing import clock
+from recovery import limits
+from recovery.supervise import Start, jitter, supervise
+from recovery.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from recovery.cmdline import CommandLine
@@ -25,34 +23,19 @@ if TYPE_CHECKING:
     from recovery.machine import State
     from recovery.session import Session
 
-STALL_S = 2100.0
-"""How long the child may go without a sign of progress, in seconds: more than mkfs may take (disks.MKFS_TIMEOUT_S)."""
-
-STARTS = 4
-"""How often the child is started to do its work before it is started for the rescue menu alone."""
-
-BROKEN_PAUSE_S = 30.0
-"""How long to wait before a child that ends even so is started once more, in seconds."""
-
 MOUNTS = (("proc", "/proc", "proc", ""), ("sysfs", "/sys", "sysfs", ""), ("devtmpfs", "/dev", "devtmpfs", ""),
           ("tmpfs", "/run", "tmpfs", "mode=0755"), ("tmpfs", "/tmp", "tmpfs", "mode=1777"))  # noqa: S108
 ALWAYS_LOADED = ("ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "rtc_cmos", "af_packet", "efivarfs")
 """Modules that no device asks for."""
 
+WORKED_IN = ("/local", "/mnt/", "/run/reroot/")
+"""Where workers mount things (recovery.session.Places)."""
+
+STRAY_ATTEMPTS = 3
+"""How often a machine that nobody knows tries to reach somebody before it shows the menu to whoever stands there."""
+
 MODULE_ROUNDS = 5
 """A loaded bus shows new devices, whose drivers may show more: at most this deep."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """How one start of the child went: `spent` attempts so far, `broken` when it is for the rescue menu alone."""
-
-    spent: int
-    broken: bool
-
-
-Worker = Callable[[Start, int], None]
-"""(how often it was started before, a file descriptor that takes a byte with every progress); its end means reboot."""
 
 
 def mount_all() -> None:
@@ -73,6 +56,19 @@ def mount_efivars() -> None:
     target = Path("/sys/firmware/efi/efivars")
     if target.is_dir() and not os.path.ismount(target):
         run(["busybox", "mount", "-t", "efivarfs", "efivarfs", target], check=False, timeout_s=20)
+
+
+def let_go(mounts: Path = Path("/proc/mounts")) -> None:
+    """Unmount what a killed worker had mounted; what one that was left behind still uses goes out of sight."""
+    from plumbing.errors import CommandError
+    from plumbing.run import run
+
+    targets = [line.split(" ")[1] for line in mounts.read_text(errors="surrogateescape").splitlines()]
+    for target in reversed([target for target in targets if target.startswith(WORKED_IN)]):
+        for how in ([], ["-l"]):
+            with suppress(CommandError):
+                if run(["busybox", "umount", *how, target], check=False, timeout_s=60).status == 0:
+                    break
 
 
 def aliases(sysfs: Path = Path("/sys")) -> Iterator[str]:
@@ -105,104 +101,6 @@ def modprobe(names: list[str]) -> None:
     run(["busybox", "modprobe", "-a", "-q", *names], check=False, timeout_s=120)
 
 
-def supervise(worker: Worker, *, say: Callable[[str], None], stall_s: float = STALL_S, starts: int = STARTS,
-              broken_pause_s: float = BROKEN_PAUSE_S) -> None:
-    """Run `worker` in a child, again and again until it takes the machine down; reap whatever else dies meanwhile.
-
-    Returns only when the child ends with status 0, which means that the machine is to reboot.
-    """
-    spent = 0
-    while True:
-        status = _watch(worker, Start(spent, spent >= starts), say, stall_s)
-        if status == 0:
-            return
-        spent += 1
-        say(f"recovery ended ({status}); starting it again ({spent})")
-        if spent > starts:
-            threading.Event().wait(broken_pause_s)
-
-
-def _watch(worker: Worker, start: Start, say: Callable[[str], None], stall_s: float) -> int:
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    # the wake-up pipe turns SIGCHLD into something poll can wait for
-    woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    old_handler = signal.signal(signal.SIGCHLD, lambda *_: None)
-    old_wake = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        _become_child(worker, start, reading, writing)
-    os.close(writing)
-    try:
-        return _wait(child, reading, woken, say, stall_s)
-    finally:
-        signal.set_wakeup_fd(old_wake)
-        signal.signal(signal.SIGCHLD, old_handler)
-        for fd in (reading, woken, wake):
-            os.close(fd)
-
-
-def _become_child(worker: Worker, start: Start, reading: int, writing: int) -> None:
-    """Never returns: the child's whole life."""
-    status = 70
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(reading)
-        os.set_blocking(writing, False)
-        worker(start, writing)
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        raise
-    finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def _wait(child: int, reading: int, woken: int, say: Callable[[str], None], stall_s: float) -> int:
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    poll.register(woken, select.POLLIN)
-    deadline = clock.monotonic() + stall_s
-    while True:
-        left = deadline - clock.monotonic()
-        if left <= 0:
-            say(f"recovery stood still for {stall_s:.0f} s; killing it")
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            deadline = clock.monotonic() + 60
-        events = dict(poll.poll(max(1.0, left * 1000)))
-        if events.get(reading, 0) & select.POLLIN and os.read(reading, 65536):
-            deadline = clock.monotonic() + stall_s
-        elif reading in events:
-            poll.unregister(reading)  # the child closed it: it is ending
-        if woken in events:
-            with suppress(BlockingIOError):
-                os.read(woken, 4096)
-        status = reap(child)
-        if status is not None:
-            return status
-
-
-def reap(child: int) -> int | None:
-    """Take in every process that has ended; returns the status of `child` if it was among them (negative: signal)."""
-    found: int | None = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if pid == 0:
-            return found
-        if pid == child:
-            found = os.waitstatus_to_exitcode(status)
-
-
 def read_cmdline(path: Path = Path("/proc/cmdline")) -> CommandLine:
     """Read what the kernel was told."""
     from recovery import cmdline
@@ -222,9 +120,16 @@ def work(start: Start, heartbeat: int) -> None:
         with suppress(OSError):  # a full pipe holds progress enough
             os.write(heartbeat, b".")
 
+    def begin(step: str) -> None:
+        with suppress(OSError):
+            os.write(heartbeat, limits.mark(step))
+
     mount_all()
+    if start.spent:
+        let_go()
     # seconds since the kernel started, as the kernel's own messages have them
-    log = Log([rescue.Screen(Path("/dev") / name) for name in rescue.console_names()], started=0.0, alive=alive)
+    log = Log([rescue.Screen(Path("/dev") / name) for name in rescue.console_names()], started=0.0, alive=alive,
+              begin=begin)
     count = load_modules()
     mount_efivars()
     log.say("init", f"asked for the drivers of {count} devices")
@@ -235,7 +140,7 @@ def work(start: Start, heartbeat: int) -> None:
 
 
 def _drive(start: Start, log: Log, line: CommandLine) -> None:
-    from plumbing.errors import RerootError
+    from plumbing.errors import Kind, RerootError
     from recovery import examine, rescue
     from recovery.drive import Drive
     from recovery.lastgasp import LastGasp
@@ -245,6 +150,8 @@ def _drive(start: Start, log: Log, line: CommandLine) -> None:
     from recovery.session import Places, Session
 
     session = Session(Places(), line, log, Reporter(log), LastGasp(say=lambda text: log.say("gasp", text)))
+    if line.local is None:
+        session.default_attempts = STRAY_ATTEMPTS
     consoles = rescue.open_consoles(rescue.console_names())
 
     def menu(why: str, retry_s: float | None) -> Event:
@@ -253,11 +160,17 @@ def _drive(start: Start, log: Log, line: CommandLine) -> None:
         return rescue.Menu(consoles, choices, why=why, retry_s=retry_s, alive=log.alive).run()
 
     drive = Drive(session, ACTIONS, menu=menu, jitter=jitter, spent=start.spent)
+    if start.why:
+        log.say(start.step, f"the attempt before this one ended here: {start.why}")
+        session.reporter.send(start.step, "failed", {
+            "kind": Kind.INTERNAL.value, "attempt": start.spent, "final": False}, start.why)
     if start.broken:
-        why = f"recovery itself ended {start.spent} times without finishing; its console shows how"
+        why = (f"recovery itself ended {start.spent} times without finishing, the last time in {start.step}: "
+               f"{start.why}; its console shows more")
         drive.run(last_resort(session), RerootError(why))
     else:
         drive.run()
+    log.begin("reboot")
     session.close()
 
 
@@ -274,19 +187,15 @@ def last_resort(session: Session) -> State:
     return State.FAILED if session.has_system() else State.GASP
 
 
-def jitter() -> float:
-    """Return a random number in [0, 1)."""
-    return int.from_bytes(os.urandom(4), "big") / 2**32
-
-
-def reboot() -> None:
-    """Take the machine down at once; everything that matters was synced by whoever wrote it."""
+def reboot(watchdog: Watchdog) -> None:
+    """Take the machine down; what matters was synced by whoever wrote it, so a dead disk holds nothing up."""
     from plumbing.errors import CommandError
     from plumbing.run import run
 
-    os.sync()
-    with suppress(CommandError):
-        run(["busybox", "reboot", "-f"], timeout_s=30)
+    for argv in (["busybox", "sync"], ["busybox", "reboot", "-n", "-f"]):
+        with suppress(CommandError):
+            run(argv, check=False, timeout_s=30)
+        watchdog.disarm()  # after the first: writing may hang where nothing but a reset helps
     Path("/proc/sysrq-trigger").write_bytes(b"b")
 
 
@@ -301,9 +210,15 @@ def main() -> int:
     def say(text: str) -> None:
         os.write(1, f"reroot [{clock.monotonic():8.2f}] init: {text}\n".encode())
 
-    supervise(work, say=say)
+    watchdog = Watchdog(say=say)
+
+    def worker(start: Start, heartbeat: int) -> None:
+        watchdog.leave()
+        work(start, heartbeat)
+
+    supervise(worker, say=say, feed=watchdog.feed)
     say("rebooting")
-    reboot()
+    reboot(watchdog)
     return 0
 
 

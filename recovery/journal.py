@@ -59,6 +59,8 @@ class State:
     frames: frozenset[int] = frozenset()
     wiped: bool = False
     precious_order: str | None = None
+    mail: Mapping[str, object] | None = None
+    """The mail section of the order, which was verified when it was recorded."""
 
     @property
     def finished(self) -> bool:
@@ -163,15 +165,19 @@ class Journal:
         self.records: tuple[Record, ...] = tuple(records)
         self.state = replay(records)
 
-    def order(self, order_id: str, mode: str, release: str | None) -> State:
-        """Record which order is being carried out; `release` is its digest. Repeating it adds nothing.
+    def order(self, order_id: str, mode: str, release: str | None,
+              mail: Mapping[str, object] | None = None) -> State:
+        """Record which verified order is being carried out; `release` is its digest. Repeating it adds nothing.
+
+        `mail` says where the last gasp goes when a later boot cannot verify an order.
 
         Raises RefusedError as `refuse_repeat` does.
         """
         self.refuse_repeat(order_id)
         now = self.state
-        if (now.order, now.mode, now.release) != (order_id, mode, release):
-            self._append("order", data={"id": order_id, "mode": mode, "release": release})
+        if (now.order, now.mode, now.release, now.mail) != (order_id, mode, release, mail):
+            kept = {} if mail is None else {"mail": mail}
+            self._append("order", data={"id": order_id, "mode": mode, "release": release, **kept})
         return self.state
 
     def attempt(self) -> State:
@@ -273,7 +279,10 @@ def _read_line(line: bytes, previous: str, n: int) -> Record | None:
 def _apply(state: State, record: Record) -> State:
     phase, data = record.phase, record.data
     if record.event == "order":
-        return _new_order(state, data)
+        mail = data.get("mail")
+        if not isinstance(mail, dict | None):
+            raise TypeError(mail)
+        return replace(_new_order(state, data), mail=mail)
     if record.event == "attempt":
         return replace(state, attempts=state.attempts + 1, fruitless=state.fruitless + 1)
     if record.event == "frames":

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from plumbing import clock, durable
 from plumbing.errors import ConfigError, DiskError
+from recovery.fields import Fields, parse_object
 from recovery.log import plain
-from recovery.order import Gateway, Mail
+from recovery.order import Gateway, Mail, mail_from, mail_to_json
 
 if TYPE_CHECKING:
     import smtplib
@@ -80,38 +81,44 @@ class _EncryptionError(OSError):
     """The gateway offers STARTTLS and it does not work."""
 
 
+def _encrypt(smtp: smtplib.SMTP, name: str) -> None:
+    """RFC 3207, as smtplib does it where there is `ssl`: what was said in clear is forgotten."""
+    try:
+        from recovery.starttls import Encrypted
+
+        status, answer = smtp.docmd("STARTTLS")
+        if status != 220:
+            raise OSError(f"{status} {answer.decode('ascii', 'replace')}")
+        assert smtp.sock is not None
+        smtp.sock = Encrypted(smtp.sock, name)  # type: ignore[assignment]
+        smtp.file = smtp.helo_resp = smtp.ehlo_resp = None
+        smtp.esmtp_features, smtp.does_esmtp = {}, False
+        smtp.ehlo()
+    except (OSError, ValueError, ImportError) as error:
+        raise _EncryptionError(f"encryption failed: {plain(str(error))}") from error
+
+
 def _speak(smtp: smtplib.SMTP, gateway: Gateway, mail: Mail, message: bytes, *, encrypt: bool) -> None:
     smtp.connect(gateway.host, gateway.port)
     smtp.ehlo_or_helo_if_needed()
     if encrypt and smtp.has_extn("starttls"):
-        import ssl
-
-        # No authorities are known here and the address came with a signed order: this keeps listeners out, no more.
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        try:
-            smtp.starttls(context=context)
-            smtp.ehlo()
-        except (OSError, ValueError) as error:
-            raise _EncryptionError(f"encryption failed: {error}") from error
+        _encrypt(smtp, gateway.host)
     smtp.sendmail(mail.sender, list(mail.to), message)
     with suppress(OSError):
         smtp.quit()
 
 
 def _attempt(gateway: Gateway, mail: Mail, message: bytes, wait_s: float, *, encrypt: bool) -> None:
-    """Deliver by one gateway within `wait_s` seconds or raise OSError (as smtplib's are), ValueError, ImportError."""
+    """Deliver by one gateway within `wait_s` seconds or raise OSError (as smtplib's are) or ValueError."""
     import smtplib
 
     smtp = smtplib.SMTP(timeout=max(1.0, wait_s), local_hostname="reroot.invalid")
-    smtp._host = gateway.host  # type: ignore[attr-defined]  # starttls names the server by it, connect() leaves it empty
-    failure: list[OSError | ValueError | ImportError] = []
+    failure: list[OSError | ValueError] = []
 
     def work() -> None:
         try:
             _speak(smtp, gateway, mail, message, encrypt=encrypt)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError) as error:
             failure.append(error)
         finally:
             smtp.close()
@@ -141,8 +148,6 @@ def deliver(message: bytes, mail: Mail, *, say: Say, gateway_wait_s: float = GAT
                 return None
             try:
                 _attempt(gateway, mail, message, wait_s, encrypt=encrypt)
-            except ImportError:
-                continue  # a runtime without ssl: in plain, then
             except (OSError, ValueError) as error:
                 say(f"{gateway.host}:{gateway.port} did not take the mail ({error})")
                 if isinstance(error, _EncryptionError):
@@ -153,10 +158,8 @@ def deliver(message: bytes, mail: Mail, *, say: Say, gateway_wait_s: float = GAT
 
 
 def _spooled(gasp: Gasp, mail: Mail, message: bytes) -> bytes:
-    return json.dumps({
-        "spec": 1, "digest": gasp.digest, "from": mail.sender, "to": list(mail.to),
-        "gateways": [{"host": gateway.host, "port": gateway.port} for gateway in mail.gateways],
-        "message": base64.b64encode(message).decode()}, indent=1).encode()
+    return json.dumps({"spec": 1, "digest": gasp.digest, **mail_to_json(mail),
+                       "message": base64.b64encode(message).decode()}, indent=1).encode()
 
 
 class LastGasp:
@@ -211,15 +214,21 @@ class LastGasp:
                 (self.spool / name).unlink(missing_ok=True)
 
 
+def read_mail(raw: dict[str, object], where: str) -> Mail:
+    """Return a mail section that was kept on /local; raises ConfigError when it is not one of an order."""
+    mail = mail_from(Fields(raw, where))
+    assert mail is not None
+    return mail
+
+
 def _read_spooled(path: Path) -> tuple[Mail, bytes]:
     try:
-        raw = json.loads(path.read_bytes())
-        gateways = tuple(Gateway(str(g["host"]), int(g["port"])) for g in raw["gateways"])
-        return (Mail(str(raw["from"]), tuple(str(to) for to in raw["to"]), gateways),
-                base64.b64decode(raw["message"], validate=True))
+        raw = parse_object(path.read_bytes(), path.name)
+        mail = read_mail({name: raw[name] for name in ("from", "to", "gateways")}, path.name)
+        return mail, base64.b64decode(str(raw["message"]), validate=True)
     except OSError as error:
         raise DiskError(f"{path} cannot be read ({error.strerror}); check /local") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, ConfigError) as error:
         raise ConfigError(f"{path} is not a spooled mail ({error}); remove it") from error
 
 

@@ -57,11 +57,12 @@ class Log:
     """Lines with the seconds since the start, on every console and in a ring; any thread may write."""
 
     def __init__(self, streams: Sequence[Stream] | None = None, *, started: float | None = None,
-                 alive: Callable[[], None] | None = None) -> None:
+                 alive: Callable[[], None] | None = None, begin: Callable[[str], None] | None = None) -> None:
         self._streams: list[Stream] = list(streams) if streams is not None else [sys.stdout]
         self._ring: deque[str] = deque(maxlen=RING_LINES)
         self._started = clock.monotonic() if started is None else started
         self._alive = alive
+        self._begin = begin
         self._lock = threading.Lock()
 
     def say(self, phase: str, text: str) -> None:
@@ -75,6 +76,11 @@ class Log:
                     stream.write(line + "\n")
                     stream.flush()
         self.alive()
+
+    def begin(self, step: str) -> None:
+        """Tell the watcher that a step begins; its limits are recovery.limits'."""
+        if self._begin is not None:
+            self._begin(step)
 
     def alive(self) -> None:
         """Tell the watcher that work goes on."""

@@ -183,7 +183,7 @@ class Order:
             services=fields.texts("services", _NAME, "a service name"),
             control=fields.text("control", URL, "a URL such as http://control:8080"),
             content=fields.texts("content", URL, "a URL such as http://control:8080", least=0 if rescue else 1),
-            mail=_mail(fields.child_or_none("mail")),
+            mail=mail_from(fields.child_or_none("mail")),
             attempts=fields.integer("attempts", 1, 20),
             level=fields.text_or_none("level", _NAME, "a level's name"),
             issued=_time(fields, "issued"),
@@ -208,8 +208,7 @@ class Order:
                 "partitions": [asdict(part) for part in self.layout.partitions],
             }
         if self.mail is not None:
-            value["mail"] = {"from": self.mail.sender, "to": list(self.mail.to),
-                             "gateways": [asdict(gateway) for gateway in self.mail.gateways]}
+            value["mail"] = mail_to_json(self.mail)
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -294,7 +293,13 @@ def _layout_partition(fields: Fields) -> LayoutPartition:
     return part
 
 
-def _mail(fields: Fields | None) -> Mail | None:
+def mail_to_json(mail: Mail) -> dict[str, object]:
+    """Return a mail section as orders, the journal and the spool have it."""
+    return {"from": mail.sender, "to": list(mail.to), "gateways": [asdict(gateway) for gateway in mail.gateways]}
+
+
+def mail_from(fields: Fields | None) -> Mail | None:
+    """Read a mail section; raises ConfigError naming the first field that breaks a rule."""
     if fields is None:
         return None
     gateways = []

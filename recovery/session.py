@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plumbing.errors import CorruptError, DiskError, RerootError
+from plumbing.errors import ConfigError, CorruptError, DiskError, RerootError
 from recovery import bootloader, disks
 from recovery.cmdline import CommandLine
 from recovery.disks import Disk, Found, Partition
 from recovery.gpt import ESP_TYPE
 from recovery.journal import Journal
-from recovery.lastgasp import LastGasp
+from recovery.lastgasp import LastGasp, read_mail
 from recovery.log import Log, Progress
 from recovery.report import Reporter
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from imaging.trusted import TrustedCatalogue
     from recovery.identity import Identity
     from recovery.network import Up
-    from recovery.order import Order
+    from recovery.order import Mail, Order
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Session:
     reporter: Reporter
     lastgasp: LastGasp
     inventory: Callable[[], tuple[Disk, ...]] = disks.inventory
-    default_attempts: int = 3
+    default_attempts: int = 10
     identity: Identity | None = None
     network: Up | None = None
     journal: Journal | None = None
@@ -100,6 +100,30 @@ class Session:
         if self.layout_begun or self.taken_for_wiped:
             return True
         return self.journal is not None and self.journal.state.wiped and not self.journal.state.finished
+
+    @property
+    def mail(self) -> Mail | None:
+        """Where the last gasp goes: as the verified order says, else as the last one did that was verified here.
+
+        The journal is root's own file on this host's /local, as is the address of the control server.
+        """
+        if self.order is not None:
+            return self.order.mail
+        kept = self.journal.state.mail if self.journal is not None else None
+        if kept is None:
+            return None
+        try:
+            return read_mail(dict(kept), "journal.mail")
+        except ConfigError as error:
+            self.log.say("gasp", error.sentence)
+            return None
+
+    @property
+    def order_id(self) -> str | None:
+        """The order that this is about: the verified one, else the one that the journal is amid."""
+        if self.order is not None:
+            return self.order.id
+        return self.journal.state.order if self.journal is not None and not self.journal.state.finished else None
 
     def has_system(self) -> bool:
         """Whether there is an old system that can be gone back to.

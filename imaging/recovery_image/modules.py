@@ -57,6 +57,10 @@ PROFILES: dict[str, tuple[Wanted, ...]] = {
         Wanted("e1000", "Intel network, QEMU's default machine", optional=True),
         Wanted("efivarfs", "boot entries of UEFI firmware", optional=True),
         Wanted("rtc_cmos", "the clock that signatures are judged by", optional=True),
+        Wanted("i6300esb", "the watchdog of QEMU's machines", optional=True),
+        Wanted("iTCO_wdt", "the watchdog of Intel's chipsets", optional=True),
+        Wanted("sp5100_tco", "the watchdog of AMD's chipsets", optional=True),
+        Wanted("wdat_wdt", "the watchdog that ACPI describes", optional=True),
         Wanted("loop", "filesystems in files, for rescue", optional=True),
     ),
 }

@@ -36,9 +36,9 @@ def connect(session: Session) -> Mapping[str, object]:
             described, say=lambda text: session.log.say("network", text), sysfs=session.places.sysfs / "class/net",
             resolver=session.places.resolver, script=session.places.scratch / "udhcpc-script")
     except NetworkError as error:
-        if not session.wiped:
+        if not session.wiped and not session.command_line.rescue:
             raise
-        # there is no way back, and the stage may hold all that is needed
+        # there is no way back and the stage may hold all that is needed, or a person wants the menu
         session.log.say("network", f"{error.sentence}; going on with what is on /local")
         return {"addresses": {}}
     for name, address in session.network.addresses.items():
@@ -190,7 +190,8 @@ def _take(session: Session, found: Order) -> Mapping[str, object]:
     if session.journal is not None:
         session.journal.refuse_repeat(found.id)
         durable.write_file(session.recover / "order.json", session.envelope, 0o600)
-        session.journal.order(found.id, found.mode, found.release.digest)
+        session.journal.order(found.id, found.mode, found.release.digest,
+                              orders.mail_to_json(found.mail) if found.mail is not None else None)
         session.journal.attempt()
         if session.journal.state.finished and session.command_line.local is not None and session.area_says_system():
             raise NoOrderError(f"order {found.id} was carried out, and the system it brought could not be started: "

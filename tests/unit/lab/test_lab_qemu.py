@@ -50,6 +50,13 @@ def test_a_kernel_of_its_own() -> None:
     assert words.endswith("-no-reboot")
 
 
+def test_a_disk_that_fails_and_a_watchdog() -> None:
+    words = line(MachineSpec(watchdog=True), Disk(Path("/d,1.img"), "alpha-disk0", Path("/rules,1")))
+    assert "file=blkdebug:/rules,,1:/d,,1.img" in words
+    assert "-device i6300esb -action watchdog=reset" in words
+    assert "i6300esb" not in line(MachineSpec(), DISK)
+
+
 def test_serials_are_checked() -> None:
     for bad in ("", "x" * 21, "a,b"):
         with pytest.raises(UsageError, match="serial"):

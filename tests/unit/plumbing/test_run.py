@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,29 @@ def test_a_failure_names_the_first_and_last_complaint_and_the_command() -> None:
         run(["false"])
     with pytest.raises(CommandError, match=r"sleep did not finish in 0 s; try: sleep 60"):
         run(["sleep", "60"], timeout_s=0.01)
+
+
+def test_what_a_program_started_goes_with_it(tmp_path: Path) -> None:
+    """mkfs that a shell started must not go on writing when its time is over."""
+    os.mkfifo(tmp_path / "fifo")
+    # the grandchild holds the pipe open until it dies; only then does reading it come to an end
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(CommandError, match="did not finish"):
+        run(["sh", "-c", f"sh -c 'echo up >&3; exec sleep 600' 3> {tmp_path}/fifo & wait"], timeout_s=1)
+    with os.fdopen(reader, "rb", buffering=0) as stream:
+        assert stream.read() == b"up\n"
+        hung_up = select.poll()
+        hung_up.register(stream, 0)
+        assert hung_up.poll(20_000), "the program that the shell started still runs"
+
+
+@pytest.mark.root
+def test_a_program_that_not_even_a_kill_ends_is_left_behind(
+        tmp_path: Path, frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write to a frozen filesystem cannot be interrupted, as one to a disk that does not answer any more."""
+    monkeypatch.setattr("plumbing.run.KILL_WAIT_S", 0.3)
+    with pytest.raises(CommandError, match="not even a kill ends it"):
+        run(["sh", "-c", f"echo > {frozen}/file"], timeout_s=0.5)
 
 
 def test_what_cannot_start_says_why(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""For the tests of recovery: a host whose partitions are loop devices, and the site it asks."""
+"""For the tests of recovery: a host whose partitions are loop devices, and the site it asks.
+
+How a real `reroot serve` is made is the control room's tests' to know.
+"""
 
 from __future__ import annotations
 

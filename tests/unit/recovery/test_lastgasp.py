@@ -6,21 +6,23 @@ import datetime
 import email
 import email.policy
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from email.message import EmailMessage
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP, Envelope, Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mailboxes import Mailbox
 
 from recovery.lastgasp import Gasp, LastGasp, compose, deliver, deliver_spool, spooled
 from recovery.order import Gateway, Mail
@@ -28,26 +30,6 @@ from recovery.order import Gateway, Mail
 GASP = Gasp("alpha", "6a1c", "restore", "network", "no content server answers; check that one runs",
             "2026-11-21T12:00:00Z", ("reroot [1.0] restore: 12 MB", "reroot [2.0] restore: FAILED"),
             ("look at the cable",))
-
-
-@dataclass
-class Mailbox:
-    """An aiosmtpd handler that keeps what it is given, or answers with `answer`."""
-
-    answer: str = "250 taken"
-    mails: list[Envelope] = field(default_factory=list)
-    encrypted: list[bool] = field(default_factory=list)
-
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
-        if self.answer.startswith("250"):
-            self.mails.append(envelope)
-            self.encrypted.append(session.ssl is not None)
-        return self.answer
-
-    def message(self) -> EmailMessage:
-        content = self.mails[-1].content
-        assert isinstance(content, bytes)
-        return email.message_from_bytes(content, policy=email.policy.default)
 
 
 @pytest.fixture
@@ -223,6 +205,49 @@ def test_a_dripping_gateway_after_the_greeting(tmp_path: Path) -> None:
     listener.close()
 
 
+def test_a_gateway_that_hangs_up_amid_the_mail(serve: Callable[..., tuple[Mailbox, Gateway]]) -> None:
+    """It said 354 and took half: that mail is not taken, and the next gateway gets a whole one."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def half() -> None:
+        peer, _ = listener.accept()
+        with peer, peer.makefile("rb") as lines:
+            peer.sendall(b"220 hello\r\n")
+            for line in lines:
+                data = line.startswith(b"DATA")
+                peer.sendall(b"354 go on\r\n" if data else b"250 fine\r\n")
+                if data:
+                    lines.readline()
+                    return
+
+    threading.Thread(target=half, daemon=True).start()
+    box, second = serve()
+    lastgasp, said = _gasp()
+    assert lastgasp.tell(GASP, _mail(Gateway("127.0.0.1", listener.getsockname()[1]), second)) == "sent"
+    listener.close()
+    assert len(box.mails) == 1 and GASP.sentence in box.message().get_content()
+    assert any("did not take the mail" in line for line in said)
+
+
+@pytest.mark.root
+def test_without_any_network_it_is_spooled_at_once(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from recovery.lastgasp import Gasp, LastGasp
+from recovery.order import Gateway, Mail
+gateways = (Gateway("10.9.8.7", 25), Gateway("mail.site.example", 25))
+mail = Mail("reroot@site.example", ("night@site.example",), gateways)
+gasp = Gasp("alpha", None, "network", "network", "no cable; look", "2026-11-21T12:00:00Z")
+print(LastGasp(say=print, spool=Path({str(tmp_path / "spool")!r})).tell(gasp, mail))
+"""
+    began = time.monotonic()
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", script], check=True, timeout=90, text=True,
+                          capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+    assert done.stdout.split()[-1] == "spooled" and time.monotonic() - began < 60
+    assert "10.9.8.7:25 did not take the mail" in done.stdout
+    assert len(spooled(tmp_path / "spool")) == 1
+
+
 # -- encryption ----------------------------------------------------------------------------------------------
 
 
@@ -252,6 +277,14 @@ def test_starttls_is_used_where_it_is_offered(
     box, gateway = serve(tls_context=certificate, require_starttls=True)
     assert _gasp()[0].tell(GASP, _mail(gateway)) == "sent"
     assert box.encrypted == [True]
+
+
+def test_a_long_mail_is_encrypted_whole(
+        serve: Callable[..., tuple[Mailbox, Gateway]], certificate: ssl.SSLContext) -> None:
+    box, gateway = serve(tls_context=certificate, require_starttls=True)
+    lines = tuple(f"{number} " + "x" * 500 for number in range(400))
+    assert _gasp()[0].tell(replace(GASP, lines=lines), _mail(gateway)) == "sent"
+    assert all(line in box.message().get_content() for line in lines)
 
 
 def test_plain_where_encryption_is_broken(serve: Callable[..., tuple[Mailbox, Gateway]]) -> None:

@@ -17,10 +17,11 @@ from plumbing import durable
 from plumbing.run import run
 from recovery import bootloader, disks, hostkeys
 from recovery.bootloader import BootSpec, RecoveryFiles, SystemBoot
-from recovery.init import Start, last_resort, supervise
+from recovery.init import last_resort
 from recovery.journal import Journal
 from recovery.machine import State
 from recovery.phases import blank
+from recovery.supervise import Start, supervise
 
 pytestmark = pytest.mark.root
 
@@ -116,9 +117,9 @@ def test_a_worker_that_cannot_even_show_the_menu_is_not_started_without_a_pause(
             raise SystemExit(1)
 
     began = time.monotonic()
-    supervise(worker, say=said.append, starts=1, broken_pause_s=0.3)
+    supervise(worker, say=said.append, starts=1, pause=lambda _: 0.3)
     assert starts.read_text().split() == ["False", "True", "True", "True"]
-    assert time.monotonic() - began >= 0.6, "two pauses of 0.3 s"
+    assert time.monotonic() - began >= 0.9, "three pauses of 0.3 s"
 
 
 # -- installing over a broken host ---------------------------------------------------------------------------

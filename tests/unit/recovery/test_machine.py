@@ -115,6 +115,7 @@ class Road:
         log = Log([self.out])
         self.session = Host(Places(local=tmp_path / "local", scratch=tmp_path / "scratch", sysfs=tmp_path),
                             CommandLine(), log, Reporter(log), LastGasp(say=lambda text: log.say("gasp", text)))
+        self.session.default_attempts = 3
         self.way: list[State] = []
         self.pauses: list[float] = []
         self.menus: list[tuple[str, float | None]] = []
