@@ -6,7 +6,7 @@ their group and the ids in their ACLs are replaced by those that the names have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from imaging.entry import Entry
@@ -21,12 +21,16 @@ class Names:
     notes: tuple[str, ...]
     users: Mapping[int, int]
     groups: Mapping[int, int]
+    conflict: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @classmethod
-    def merge(cls, old: Mapping[str, bytes], image: Mapping[str, bytes], kept: Iterable[Entry]) -> Names:
+    def merge(cls, old: Mapping[str, bytes], image: Mapping[str, bytes], kept: Iterable[Entry],
+              base: Mapping[str, bytes] | None = None, has: Callable[[str], bool] = lambda _path: True) -> Names:
         """Merge the host's account files `old` into those of the image; `kept` are entries as the host had them.
 
         Accounts that own one of them, or that an ACL names, are carried. Without passwd and group nothing changes.
+        `base` are the old release's files and `has` tells of the new root, both as in `accounts.merge`.
         """
         if "passwd" not in old or "group" not in old:
             return cls({}, (), {}, {})
@@ -40,9 +44,9 @@ class Names:
                     uids |= acl.named(value, acl.USER)
                     gids |= acl.named(value, acl.GROUP)
         result = accounts.merge(old, image, {users[uid] for uid in uids & users.keys()},
-                                {groups[gid] for gid in gids & groups.keys()})
+                                {groups[gid] for gid in gids & groups.keys()}, base=base, has=has)
         return cls({name: result.files[name] for name in old}, result.notes, _moves(users, result.files["passwd"]),
-                   _moves(groups, result.files["group"]))
+                   _moves(groups, result.files["group"]), result.conflict, result.dropped)
 
     def is_merged(self, entry: Entry) -> bool:
         """Tell whether an entry is one of the account files that were merged."""

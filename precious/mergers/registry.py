@@ -28,10 +28,11 @@ class Merger:
 def _accounts(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
     names = {b"etc/" + name.encode(): name for name in accounts.FILES}
     sides = [{names[path]: node for path, node in side.items() if path in names and isinstance(node, bytes)}
-             for side in (host, image)]
-    merged = accounts.merge(sides[0], sides[1])
+             for side in (host, image, base)]
+    merged = accounts.merge(sides[0], sides[1], base=sides[2], has=world.starts)
+    told = ((Fate.NOTE, merged.notes), (Fate.CONFLICT, merged.conflict), (Fate.DROPPED, merged.dropped))
     return Merged({path: merged.files[name] for path, name in names.items() if name in sides[0]},
-                  tuple(Told(b"etc/passwd", Fate.NOTE, b"", note) for note in merged.notes))
+                  tuple(Told(b"etc/passwd", fate, b"", row) for fate, rows in told for row in rows))
 
 
 MERGERS = {
