@@ -26,7 +26,7 @@ MANY = 20_000
 """Files in one folder."""
 SPARSE_BYTES = (4 << 30) + 12_345
 """The length of a file that is nearly all hole, beyond what 32 bits can say."""
-DEEP = 600
+DEEP = 1900
 """Folders within one another."""
 LONG_TEXT = 4000
 """Bytes of a symlink's text; a block less its end is the most that ext4 holds."""
@@ -81,7 +81,8 @@ class Ids:
     containers: int = SUBORDINATE
 
 
-def make(root: str, ids: Ids, *, many: int = MANY, sparse_bytes: int = SPARSE_BYTES, devices: bool = True) -> None:
+def make(root: str, ids: Ids, *, many: int = MANY, sparse_bytes: int = SPARSE_BYTES, deep: int = DEEP,
+         devices: bool = True) -> None:
     """Make everything below `root`; it needs to be root for owners, devices and capabilities."""
     top = os.path.join(os.fsencode(root), os.fsencode(HOME))
     os.makedirs(top, exist_ok=True)
@@ -89,7 +90,7 @@ def make(root: str, ids: Ids, *, many: int = MANY, sparse_bytes: int = SPARSE_BY
     _names(top)
     _metadata(top, ids)
     _special(top, devices)
-    _deep(top)
+    _deep(top, deep)
     _sparse(top + b"/sparse", sparse_bytes)
     for number in range(many):
         _put(top + b"/many/%05d" % number, b"%d\n" % number)
@@ -154,10 +155,10 @@ def _special(top: bytes, devices: bool) -> None:
     _put(base + b"mount/under", b"under a mount point\n")
 
 
-def _deep(top: bytes) -> None:
+def _deep(top: bytes, levels: int) -> None:
     os.makedirs(top + b"/deep")
     handle = os.open(top + b"/deep", os.O_RDONLY)
-    for _ in range(DEEP):  # step by step: a path of that length is none that may be named
+    for _ in range(levels):  # step by step: a path of that length is none that may be named
         os.mkdir("d", dir_fd=handle)
         below = os.open("d", os.O_RDONLY, dir_fd=handle)
         os.close(handle)

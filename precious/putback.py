@@ -8,10 +8,11 @@ twice gives the same root and the same report.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from imaging import folders
 from imaging.entry import Entry, EntryType, Progress, printable
 from imaging.index import Index
 from plumbing.errors import DiskError
@@ -57,7 +58,7 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
     _tell(merged, report)
     scratch = new_root / SCRATCH
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
+        folders.remove(scratch)
         scratch.mkdir(mode=0o700)
         _restore(Index(tuple(returning), kept.index.frames), kept, scratch, progress)
         accounts = {b"etc/" + name.encode(): data for name, data in names.files.items()}
@@ -70,7 +71,8 @@ def put_back(kept_dir: Path, new_root: Path, policy: Policy, image: Index,
         raise DiskError(f"the precious files cannot be put back ({error.strerror}: {error.filename!r}); they are "
                         f"safe in {kept.archive}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            folders.remove(scratch)
     report.unlisted += [printable(entry.path) for entry in missing(_unlisted(kept), new_root, progress)]
     return report
 

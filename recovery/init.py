@@ -7,6 +7,7 @@ stands still: a defect, a lack of memory or a hung program costs an attempt, not
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -30,6 +31,9 @@ STALL_S = 2100.0
 
 STARTS = 4
 """How often the child is started to do its work before it is started for the rescue menu alone."""
+
+MOST_OPEN = 16_384
+"""Descriptors that a process of recovery may have; the kernel's own limit is 1024."""
 
 BROKEN_PAUSE_S = 30.0
 """How long to wait before a child that ends even so is started once more, in seconds."""
@@ -297,6 +301,8 @@ def main() -> int:
         os.write(2, b"recovery.init runs as process 1 of the recovery image only; nothing was done\n")
         return 2
     os.environ["PATH"] = "/bin:/sbin:/usr/bin:/usr/sbin"
+    with suppress(OSError, ValueError):  # a walk holds a directory of every level, and a tree may have two thousand
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_OPEN, MOST_OPEN))
 
     def say(text: str) -> None:
         os.write(1, f"reroot [{clock.monotonic():8.2f}] init: {text}\n".encode())

@@ -53,12 +53,12 @@ GROWING = "srv/growing"
 WRITER = f"systemd-run --quiet sh -c 'while :; do date +%N >> /{GROWING}; sleep 0.1; done'"
 
 
-MANY, SPARSE_BYTES = 5000, 256 << 20
+MANY, SPARSE_BYTES, DEEP = 3000, 128 << 20, 600
 """Less than natively, for each byte and file is read seven times by an emulated processor."""
 
 
 def dress(root: Path) -> None:
-    oddities.make(str(root), oddities.Ids(1000, 993), many=MANY, sparse_bytes=SPARSE_BYTES)
+    oddities.make(str(root), oddities.Ids(1000, 993), many=MANY, sparse_bytes=SPARSE_BYTES, deep=DEEP)
 
 
 def picture(machine: Machine) -> dict[str, dict[str, object]]:

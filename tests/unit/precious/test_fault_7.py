@@ -6,16 +6,17 @@ The table of outcomes stands in the test's output (pytest -rP).
 from __future__ import annotations
 
 import os
-import threading
+import resource
 from pathlib import Path
 
 import pytest
 from old_and_new import disk, index_of, write
 
+from imaging import folders, scan
 from lab import oddities, reckoning
-from plumbing.errors import BusyError
+from plumbing.errors import BusyError, CorruptError
 from plumbing.run import run
-from precious import keep
+from precious import keep, putback
 from precious.place import PutBackReport
 from precious.policy import Policy, load, shipped
 from precious.putback import put_back
@@ -68,7 +69,7 @@ def reckoned(old: Path, new: Path, policy: Policy) -> tuple[list[reckoning.Row],
 
 @pytest.mark.parametrize("size", [64 << 20, pytest.param(oddities.SPARSE_BYTES, marks=pytest.mark.nightly)])
 def test_fault_7_identical_or_reported(old: Path, new: Path, size: int) -> None:
-    oddities.make(str(old), oddities.Ids(1000, 1000), many=500, sparse_bytes=size)
+    oddities.make(str(old), oddities.Ids(1000, 1000), many=500, sparse_bytes=size, deep=300)
     rows, report = reckoned(old, new, DEFAULTS)
     print(reckoning.table(rows))
     assert reckoning.wrong(rows) == []
@@ -77,7 +78,7 @@ def test_fault_7_identical_or_reported(old: Path, new: Path, size: int) -> None:
     assert fates["usr/local/man/man1/own.1"] == "told" and fates["srv/odd/names/-rf"] == "told"
     assert fates["srv/odd/hard/first"] == "told" and fates["opt/odd/fifth"] == "kept"
     assert fates["srv/odd/special/fifo"] == "kept", "the host's wins"
-    assert sum(fate == "kept" for fate in fates.values()) > 1000
+    assert sum(fate == "kept" for fate in fates.values()) > 800
     assert (new / "etc").is_dir() and not (new / "etc/-rf").exists(), "nothing went through the image's link"
     assert (new / "opt/odd/fifth").read_bytes().startswith(b"one file")
     assert len(report.notes) > 10
@@ -85,7 +86,7 @@ def test_fault_7_identical_or_reported(old: Path, new: Path, size: int) -> None:
 
 def test_the_table_tells_what_was_lost_or_changed(old: Path, new: Path) -> None:
     """The reckoning itself can fail: each kind of damage after the fact is seen."""
-    oddities.make(str(old), oddities.Ids(1000, 1000), many=10, sparse_bytes=1 << 20)
+    oddities.make(str(old), oddities.Ids(1000, 1000), many=10, sparse_bytes=1 << 20, deep=3)
     before, image = oddities.picture(str(old)), index_of(new)
     keep.collect(old, DEFAULTS, old.parent / "kept")
     report: dict[str, list[str]] = vars(put_back(old.parent / "kept", new, DEFAULTS, image))
@@ -112,6 +113,28 @@ def test_the_table_tells_what_was_lost_or_changed(old: Path, new: Path) -> None:
     assert [row.fate for row in wrong if row.path.endswith("00003")] == ["LOST"]
 
 
+@pytest.mark.parametrize(("levels", "descriptors"), [(900, 1024), (oddities.DEEP, 16_384)])
+def test_a_tree_of_many_levels_comes_back(tmp_path: Path, levels: int, descriptors: int) -> None:
+    """Deeper than a process has descriptors, or Python has stack: found out after the wipe it would be too late."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    (old / "srv").mkdir(parents=True)
+    oddities._deep(os.fsencode(old / "srv"), levels)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, before[1]))
+    try:
+        policy = load([("test", '[[rule]]\nkeep = ["/srv/**"]')])
+        keep.collect(old, policy, tmp_path / "kept")
+        for _ in range(2):
+            report = put_back(tmp_path / "kept", new, policy, index_of(tmp_path / "kept"))
+            assert f"srv/deep{'/d' * levels}/bottom" in report.put_back
+            assert not (new / putback.SCRATCH).exists()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for root in (old, new):  # pytest's own removal ends at a thousand levels
+            folders.remove(root)
+
+
 def test_flags_and_mount_points_are_told_and_what_is_under_them_comes_back(new: Path, tmp_path: Path) -> None:
     """An immutable folder and file, an append-only file, and a filesystem mounted over files of the old root."""
     with disk(tmp_path / "disk") as made:
@@ -133,27 +156,27 @@ def test_flags_and_mount_points_are_told_and_what_is_under_them_comes_back(new: 
     assert {"srv/odd/flags/immutable", "srv/odd/flags/append-only", "srv/odd/flags/folder/inside"} <= {*report.put_back}
 
 
-def test_a_file_that_grows_while_it_is_read_is_kept_whole_or_ends_it(tmp_path: Path) -> None:
-    """On a living host: a log that is written on and on. Never half of it, and never untold."""
+@pytest.mark.parametrize("times", [1, None])
+def test_a_file_that_grows_while_it_is_read_is_kept_whole_or_ends_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int | None) -> None:
+    """On a living host: a log that is written once more, or on and on. Never half of it, and never untold."""
     path = write(tmp_path, "srv/log", b"x" * 300_000)
     policy = load([("test", '[[rule]]\nkeep = ["/srv/**"]')])
-    stop = threading.Event()
+    real, written = scan._read, list[int]()
 
-    def grow() -> None:
-        with path.open("ab", buffering=0) as stream:
-            while not stop.is_set():
-                stream.write(b"y")
+    def while_somebody_writes(handle: int, length: int) -> bytes:
+        piece = real(handle, length)
+        if times is None or len(written) < times:
+            with path.open("ab") as stream:
+                written.append(stream.write(b"y"))
+        return piece
 
-    writer = threading.Thread(target=grow)
-    writer.start()
-    try:
+    monkeypatch.setattr(scan, "_read", while_somebody_writes)
+    if times is None:
         with pytest.raises(BusyError, match="/srv/log keeps changing"):
-            for _ in range(50):  # by chance it may hold still for as long as one reading takes
-                kept = keep.collect(tmp_path, policy, tmp_path / "kept")
-                size = next(entry.size for entry in kept.index.entries if entry.path == b"srv/log")
-                assert keep.read_files(kept, frozenset({b"srv/log"}))[b"srv/log"] == path.read_bytes()[:size]
-    finally:
-        stop.set()
-        writer.join()
+            keep.collect(tmp_path, policy, tmp_path / "kept")
+        with pytest.raises(CorruptError):
+            keep.load(tmp_path / "kept")
+        return
     kept = keep.collect(tmp_path, policy, tmp_path / "kept")
-    assert keep.read_files(kept, frozenset({b"srv/log"}))[b"srv/log"] == path.read_bytes()
+    assert keep.read_files(kept, frozenset({b"srv/log"}))[b"srv/log"] == b"x" * 300_000 + b"y"
