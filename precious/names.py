@@ -6,7 +6,7 @@ their group and the ids in their ACLs are replaced by those that the names have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 from imaging.entry import Entry
@@ -45,7 +45,10 @@ class Names:
                     gids |= acl.named(value, acl.GROUP)
         result = accounts.merge(old, image, {users[uid] for uid in uids & users.keys()},
                                 {groups[gid] for gid in gids & groups.keys()}, base=base, has=has)
-        return cls({name: result.files[name] for name in old}, result.notes, _moves(users, result.files["passwd"]),
+        strays = (*_strays("user", uids - users.keys(), ids(result.files["passwd"])),
+                  *_strays("group", gids - groups.keys(), ids(result.files["group"])))
+        return cls({name: result.files[name] for name in old}, (*result.notes, *strays),
+                   _moves(users, result.files["passwd"]),
                    _moves(groups, result.files["group"]), result.conflict, result.dropped)
 
     def is_merged(self, entry: Entry) -> bool:
@@ -58,6 +61,13 @@ class Names:
                        for name, value in entry.xattrs)
         return replace(entry, uid=self.users.get(entry.uid, entry.uid), gid=self.groups.get(entry.gid, entry.gid),
                        xattrs=xattrs)
+
+
+def _strays(kind: str, nameless: Set[int], new: Mapping[int, str]) -> Iterator[str]:
+    """Yield a sentence for each id that kept files have, that the host has no name for, and the new root has."""
+    for number in sorted(nameless & new.keys()):
+        yield (f"files that were kept have the {kind} id {number}, which had no name on the host: they belong to "
+               f"{new[number]} now")
 
 
 def ids(table: bytes) -> dict[int, str]:
