@@ -19,6 +19,7 @@ from plumbing.errors import DiskError
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 HELD = 100
+"""Levels at the top of a deep tree, and at the place where a walk is, whose directories stay open."""
 
 
 class Folders:

@@ -107,9 +107,9 @@ def merge(old: Files, new: Files, owners: Iterable[str] = (), groups: Iterable[s
     """
     notes: list[str] = []
     host, image = _Side.read(old, notes, "host"), _Side.read(new, notes, "image")
-    release = _Side.read(base or {}, [], "old release")
+    release, owning = _Side.read(base or {}, [], "old release"), set(owners)
     coming = {name for name, user in host["passwd"].items()
-              if name in image["passwd"] or _is_person(int(user[2])) or name in {*owners}}
+              if name in image["passwd"] or _is_person(int(user[2])) or name in owning}
     moved = _carry_groups(host, image, {*groups, *_joined(host, coming)}, notes)
     _carry_users(host, image, coming, moved, notes)
     conflict = _carry_fields(host, image, release, has)

@@ -39,8 +39,8 @@ MERGERS = {
     ACCOUNTS: Merger(_accounts, tuple(f"/etc/{name}" for name in accounts.FILES)),
     "alternatives": Merger(alternatives.merge, ("/etc/alternatives/", "/var/lib/dpkg/alternatives/")),
     "crontab": Merger(each(crontab.merge)),
-    "fstab": Merger(each(fstab.merge)),
-    "hosts": Merger(each(hosts.merge)),
+    "fstab": Merger(each(fstab.merge, outright=False)),
+    "hosts": Merger(each(hosts.merge, outright=False)),
     "statoverride": Merger(each(statoverride.merge), (f"/{statoverride.PATH.decode()}",)),
     "units": Merger(units.merge, ("/etc/systemd/system/", "/etc/systemd/user/")),
 }

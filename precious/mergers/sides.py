@@ -79,17 +79,18 @@ MergeFile = Callable[[bytes, bytes, bytes, bytes | None, World], tuple[bytes, li
 """(path, host, image, old release or None, new root) -> content, what to tell."""
 
 
-def each(merge: MergeFile) -> Merge:
+def each(merge: MergeFile, *, outright: bool = True) -> Merge:
     """Return a merger that takes the host's files one by one; a link of the host stays a link.
 
-    What the host has just as the old release brought it is no choice of the host's: there the image's wins outright.
+    What the host has just as the old release brought it is no choice of the host's: there the image's wins `outright`,
+    unless even then lines of the image are not for a host.
     """
     def merge_all(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
         nodes: dict[bytes, Node | None] = {}
         told: list[Told] = []
         for path, ours in sorted(host.items()):
             theirs, old = image.get(path, b""), base.get(path)
-            if ours == old and path in image:
+            if outright and ours == old and path in image:
                 continue
             if isinstance(ours, Link) is not isinstance(theirs, Link) and path in image:
                 told.append(Told(path, Fate.CONFLICT, b"", "is a link here or there; the host's was taken"))

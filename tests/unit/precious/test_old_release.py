@@ -17,6 +17,7 @@ from imaging.index import Frame, Index
 from precious import accounts, base, keep
 from precious.base import Base
 from precious.mergers import alternatives, units
+from precious.mergers.registry import MERGERS
 from precious.mergers.sides import Fate, Link, Node
 from precious.mergers.world import World, paths
 
@@ -185,6 +186,16 @@ def test_a_choice_that_the_old_release_had_made_is_no_choice_of_the_host_s() -> 
     assert alternatives.merge(release, image, release, there).nodes == {}
     mine = {**release, link: Link(b"/usr/bin/nano")}  # the group's file is the same: only the link says it
     assert alternatives.merge(mine, image, release, there).nodes[link] == Link(b"/usr/bin/nano")
+
+
+def test_an_unchanged_fstab_and_hosts_get_no_lines_of_where_the_image_was_built() -> None:
+    release: dict[bytes, Node] = {b"etc/fstab": b"LABEL=root / ext4 x 0 1\ntmpfs /a tmpfs x 0 0\n",
+                                  b"etc/hosts": b"::1 localhost\n::2 old\n"}
+    image: dict[bytes, Node] = {b"etc/fstab": b"UUID=builder / ext4 x 0 1\ntmpfs /b tmpfs x 0 0\n",
+                                b"etc/hosts": b"::1 localhost\n127.0.1.1 builder\n"}
+    merged = [MERGERS[name].merge({path: release[path]}, image, release, World()).nodes[path]
+              for name, path in (("fstab", b"etc/fstab"), ("hosts", b"etc/hosts"))]
+    assert merged == [b"LABEL=root / ext4 x 0 1\ntmpfs /b tmpfs x 0 0\n", b"::1 localhost\n"]
 
 
 # -- what is known -----------------------------------------------------------------------------------------------------
