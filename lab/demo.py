@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import fleet
@@ -44,6 +44,8 @@ class Wish:
     quick: bool = False
     """Pack the recovery image fast instead of small."""
     attempts: int = 3
+    dress: Callable[[Path], None] | None = None
+    """What else is done to the root trees of living hosts before they become disks."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ class Demo:
         subnets = len(self.lab.network.subnets)
         runtime = self.runtime()
         for number in range(self.wish.hosts):
-            host = self._host(fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=runtime,
-                                         root_fs=self.wish.root_fs))
+            made = fleet.spec(number, firmware=self.firmware, subnets=subnets, runtime=runtime,
+                              root_fs=self.wish.root_fs)
+            host = self._host(replace(made, dress=self.wish.dress))
             host.build()
         for host in self.hosts:
             host.on.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class HostSpec:
     """Path below /local and content."""
     unlisted_file: tuple[str, bytes] = ("opt/measure/calibration.dat", b"nobody listed this file\n")
     """Path below / and content: what an administrator forgot to name in any policy."""
+    dress: Callable[[Path], None] | None = None
+    """What else is done to its root tree before it becomes a disk."""
     runtime: Path | None = None
     """runtime.tar.zst of a recovery image: with it the agent is installed and enabled, and has yet to be enrolled."""
 
@@ -96,6 +99,8 @@ def build(spec: HostSpec, image: Path, cache: Path | None = None) -> BuiltHost:
         _files(tree, local, spec)
         if spec.runtime is not None:
             install_agent(tree, spec.runtime)
+        if spec.dress is not None:
+            spec.dress(tree)
         disks.write(plan, image, spec.firmware, root=tree, local=local if spec.local else None)
     return BuiltHost(spec, image, plan, machine_id, keys)
 

@@ -11,7 +11,8 @@ The data meets the modules in this order:
 4. `flags`        inode flags, which no archive holds: told
 5. `selection`    what is kept of the old root, from the four above
 6. `returning`    what of it goes to the new root (pure)
-7. `keep`         write the archive with its digests, read it back from the disk
+7. `base`         what the release that the host was installed from had where rules merge (pure)
+   `keep`         write the archive with its digests, read it back from the disk; the base beside it
 8. `subids`, `accounts`  users, passwords, groups and their ranges of two systems merged into one (pure)
    `mergers/`     other files that host and image both have a say in (pure)
 9. `acl`, `names`  whose the kept files are then (pure)

@@ -22,12 +22,13 @@ from imaging.footprint import Footprint, footprint
 from imaging.index import Index, decode
 from plumbing import durable
 from plumbing.errors import CorruptError, DiskError, RefusedError
+from precious.base import Base
 from precious.circumstances import Circumstances, Judged
 from precious.policy import Policy
 from precious.returning import without
 from precious.selection import select
 
-ARCHIVE, SUMMARY = "precious.tar.zst", "kept.json"
+ARCHIVE, SUMMARY, BASE = "precious.tar.zst", "kept.json", "base.json"
 MARGIN_BYTES = 16 << 20
 """Room that must stay free on the archive's filesystem beyond what is archived."""
 
@@ -75,8 +76,9 @@ def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None
     selection = select(root, policy, notes.append, progress)
     entries = selection.entries
     durable.make_folder(into, 0o700)
-    (into / SUMMARY).unlink(missing_ok=True)
-    need = sum(entry.size for entry in entries) + 1024 * len(entries) + MARGIN_BYTES
+    for name in (SUMMARY, BASE):
+        (into / name).unlink(missing_ok=True)
+    need = _room(entries)
     room = os.statvfs(into)
     if (free := room.f_bavail * room.f_frsize) < need:
         raise DiskError(f"{into} has {free >> 20} MiB free and keeping the precious files takes {need >> 20} MiB; free "
@@ -97,6 +99,15 @@ def collect(root: Path, policy: Policy, into: Path, *, progress: Progress | None
         summary["known"] = selection.known.to_json()
     durable.write_file(into / SUMMARY, json.dumps(summary).encode(), 0o600)
     return load(into)
+
+
+def _room(entries: Iterable[Entry]) -> int:
+    """Return the bytes that an archive of `entries` may take. Holes are zeros in it, which pack to next to nothing."""
+    need = MARGIN_BYTES
+    for entry in entries:
+        holes = sum(hole.length for hole in entry.holes)
+        need += entry.size - holes + (holes >> 10) + 1024
+    return need
 
 
 def _from_disk(path: Path) -> BinaryIO:
@@ -194,6 +205,22 @@ def read_files(kept: Kept, paths: frozenset[bytes], progress: Progress | None = 
         for entry, extent in runs[number]:
             found[entry.path] += raw[extent.offset:extent.offset + extent.length]
     return found
+
+
+def write_base(folder: Path, base: Base) -> None:
+    """Put beside an archive, durably, what the old release had."""
+    durable.write_file(folder / BASE, base.to_json(), 0o600)
+
+
+def read_base(folder: Path) -> Base:
+    """Return what `write_base` put beside an archive; what is not whole is as if nothing were known, and noted."""
+    try:
+        return Base.from_json((folder / BASE).read_bytes())
+    except FileNotFoundError:
+        return Base()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return Base(notes=(f"what the old release had is not readable any more in {folder / BASE}; merging knows the "
+                           "host and the image alone",))
 
 
 def refuse_stops(kept: Kept, policy: Policy, image: frozenset[bytes]) -> None:

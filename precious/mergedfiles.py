@@ -6,7 +6,6 @@ same, what the image brought is written beside the archive first.
 
 from __future__ import annotations
 
-import base64
 import errno
 import json
 import os
@@ -21,7 +20,7 @@ from imaging.entry import Entry, parent, printable
 from imaging.folders import Folders
 from plumbing import durable
 from plumbing.errors import CorruptError
-from precious.mergers.sides import Link, Node
+from precious.mergers.sides import Link, Node, packed, unpacked
 
 RECORD = "merged.json"
 """Beside the archive: {"image": {path: node or null}, "merged": {path: [digest, …]}}.
@@ -79,24 +78,10 @@ def _digest(node: Node | None) -> str:
     return blake3(b"link:" + node.text if isinstance(node, Link) else b"file:" + node).hexdigest()
 
 
-def _packed(node: Node | None) -> list[str] | None:
-    if node is None:
-        return None
-    kind, data = ("link", node.text) if isinstance(node, Link) else ("file", node)
-    return [kind, base64.b64encode(data).decode()]
-
-
-def _unpacked(raw: list[str] | None) -> Node | None:
-    if raw is None:
-        return None
-    data = base64.b64decode(raw[1])
-    return Link(data) if raw[0] == "link" else data
-
-
 def _record(folder: Path) -> tuple[dict[bytes, Node | None], dict[bytes, list[str]]]:
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        return ({os.fsencode(path): _unpacked(node) for path, node in record["image"].items()},
+        return ({os.fsencode(path): None if node is None else unpacked(node) for path, node in record["image"].items()},
                 {os.fsencode(path): list(map(str, digests)) for path, digests in record["merged"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return {}, {}  # none yet; it is whole or not there
@@ -117,7 +102,7 @@ def replace(new_root: Path, nodes: Replaced, archive_folder: Path, owners: Mappi
     told = {path: digests for path, digests in told.items() if digests}
     if not changed:
         return
-    record = {"image": {os.fsdecode(path): _packed(before.get(path)) for path in told},
+    record = {"image": {os.fsdecode(path): packed(before[path]) if path in before else None for path in told},
               "merged": {os.fsdecode(path): sorted({*digests}) for path, digests in told.items()}}
     durable.write_file(archive_folder / RECORD, json.dumps(record).encode(), 0o600)
     with Folders(new_root) as folders:

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 from imaging.entry import ROOT, Entry, EntryType, parent
 from precious.circumstances import Judged
 from precious.mergers.registry import ACCOUNTS, MERGERS
-from precious.mergers.sides import Fate, Link, Node, Nodes, Told
+from precious.mergers.sides import Fate, Node, Nodes, Told
 from precious.mergers.world import World, paths
 from precious.rules import When
 
 MOST_BYTES = 16 << 20
 """A larger file is none that a merger is for; the host's wins then."""
+MERGEABLE = frozenset({EntryType.FILE, EntryType.LINK, EntryType.SYMLINK})
 
 
 def chosen(entries: Iterable[Entry], judged: Judged, image: Mapping[bytes, EntryType]) -> dict[bytes, str]:
-    """Return path -> name of its merger for the host's entries that a rule has merged, the accounts apart.
+    """Return path -> name of its merger for those entries, of host or old release, that a rule has merged.
 
-    Only files and links can be, and only where the image has one too, or nothing, and real folders on the way; the rest
-    goes back as the host's.
+    The account files are not among them. Only files and links can be, and only where the image has one too, or nothing,
+    and real folders on the way; the rest goes back as the host's.
     """
-    mergeable = {EntryType.FILE, EntryType.LINK, EntryType.SYMLINK}
     found = {}
     for entry in entries:
-        if entry.type not in mergeable or entry.size > MOST_BYTES:
+        if entry.type not in MERGEABLE or entry.size > MOST_BYTES:
             continue
-        if image.get(entry.path, EntryType.FILE) not in mergeable or not _reached(entry.path, image):
+        if image.get(entry.path, EntryType.FILE) not in MERGEABLE or not _reached(entry.path, image):
             continue
         rule = judged.rule_for(entry.path)
         if rule is not None and rule.when is When.MERGE and rule.merge != ACCOUNTS:
@@ -87,19 +87,17 @@ class Outcome:
                 yield path, "image_won"
 
 
-def merge(host: Nodes, image: Nodes, mergers: Mapping[bytes, str], shipped: Set[bytes], new: World,
+def merge(host: Nodes, image: Nodes, base: Nodes, mergers: Mapping[bytes, str], new: World,
           accounts: Mapping[bytes, bytes]) -> Outcome:
-    """Merge `host`, whose paths all have a merger, with `image`.
+    """Merge `host` with `image`; `base` is what the old release had, as far as that is known.
 
-    `shipped` are files that the host has just as the old release brought them: there the image's wins outright.
+    `mergers` names the merger of every path of `host` and `base`.
     """
     nodes: dict[bytes, Node | None] = {}
     told: list[Told] = []
     for name in sorted({*mergers.values()}):
-        ours = {path: node for path, node in host.items()
-                if mergers[path] == name and not (path in shipped and path in image)}
-        base = {path: node for path, node in ours.items() if path in shipped and not isinstance(node, Link)}
-        merged = MERGERS[name].merge(ours, image, base, new)
+        ours, old = ({path: node for path, node in side.items() if mergers[path] == name} for side in (host, base))
+        merged = MERGERS[name].merge(ours, image, old, new)
         nodes |= merged.nodes
         told += merged.told
     return Outcome(nodes, tuple(told), host, image, accounts)

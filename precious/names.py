@@ -6,7 +6,7 @@ their group and the ids in their ACLs are replaced by those that the names have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 from imaging.entry import Entry
@@ -21,12 +21,16 @@ class Names:
     notes: tuple[str, ...]
     users: Mapping[int, int]
     groups: Mapping[int, int]
+    conflict: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @classmethod
-    def merge(cls, old: Mapping[str, bytes], image: Mapping[str, bytes], kept: Iterable[Entry]) -> Names:
+    def merge(cls, old: Mapping[str, bytes], image: Mapping[str, bytes], kept: Iterable[Entry],
+              base: Mapping[str, bytes] | None = None, has: Callable[[str], bool] = lambda _path: True) -> Names:
         """Merge the host's account files `old` into those of the image; `kept` are entries as the host had them.
 
         Accounts that own one of them, or that an ACL names, are carried. Without passwd and group nothing changes.
+        `base` are the old release's files and `has` tells of the new root, both as in `accounts.merge`.
         """
         if "passwd" not in old or "group" not in old:
             return cls({}, (), {}, {})
@@ -40,9 +44,12 @@ class Names:
                     uids |= acl.named(value, acl.USER)
                     gids |= acl.named(value, acl.GROUP)
         result = accounts.merge(old, image, {users[uid] for uid in uids & users.keys()},
-                                {groups[gid] for gid in gids & groups.keys()})
-        return cls({name: result.files[name] for name in old}, result.notes, _moves(users, result.files["passwd"]),
-                   _moves(groups, result.files["group"]))
+                                {groups[gid] for gid in gids & groups.keys()}, base=base, has=has)
+        strays = (*_strays("user", uids - users.keys(), ids(result.files["passwd"])),
+                  *_strays("group", gids - groups.keys(), ids(result.files["group"])))
+        return cls({name: result.files[name] for name in old}, (*result.notes, *strays),
+                   _moves(users, result.files["passwd"]),
+                   _moves(groups, result.files["group"]), result.conflict, result.dropped)
 
     def is_merged(self, entry: Entry) -> bool:
         """Tell whether an entry is one of the account files that were merged."""
@@ -54,6 +61,13 @@ class Names:
                        for name, value in entry.xattrs)
         return replace(entry, uid=self.users.get(entry.uid, entry.uid), gid=self.groups.get(entry.gid, entry.gid),
                        xattrs=xattrs)
+
+
+def _strays(kind: str, nameless: Set[int], new: Mapping[int, str]) -> Iterator[str]:
+    """Yield a sentence for each id that kept files have, that the host has no name for, and the new root has."""
+    for number in sorted(nameless & new.keys()):
+        yield (f"files that were kept have the {kind} id {number}, which had no name on the host: they belong to "
+               f"{new[number]} now")
 
 
 def ids(table: bytes) -> dict[int, str]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imaging.entry import ROOT, Entry, EntryType, Progress, parent, printable
+from imaging.index import MAX_PATH
 from imaging.scan import TreeReader, scan
 from plumbing import clock
+from plumbing.errors import RefusedError
 from precious import detours, flags, unlisted
 from precious.circumstances import Circumstances
 from precious.inquiry import Inquiry
@@ -31,7 +33,7 @@ def select(root: Path, policy: Policy, note: Callable[[str], None], progress: Pr
     """Select what `policy` keeps of `root`; `note` is told of everything that will not come back as it was.
 
     A hard link whose first name is not kept becomes a file of its own. Raises RefusedError when a pattern keeps
-    nothing because its way leads through a link (see `detours`).
+    nothing because its way leads through a link (see `detours`), and for a path that is too long for any archive.
     """
     links = detours.check(root, policy, note)
     inquiry = Inquiry(root, policy, clock.wall())
@@ -43,6 +45,9 @@ def select(root: Path, policy: Policy, note: Callable[[str], None], progress: Pr
     chosen = {entry.path for entry in found if entry.path in wanted or entry.path in links or
               inquiry.rule_for(entry, firsts.get(entry.link)) is not None}
     needed = chosen | {way for path in chosen for way in _folders(path)} | {ROOT}
+    if (longest := max(needed, key=len)) and len(longest) > MAX_PATH:
+        raise RefusedError(f"/{printable(longest)[:100]}… is a path of {len(longest)} bytes and an archive holds up to "
+                           f"{MAX_PATH}; move it up, or exclude it in the precious policy")
     entries = tuple(_whole(root, (entry for entry in found if entry.path in needed), chosen))
     for sentence in flags.notes(root, _told(progress, (entry for entry in entries if entry.path in chosen))):
         note(sentence)

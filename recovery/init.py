@@ -6,6 +6,7 @@ The worker is forked before anything heavy is imported; it mounts, loads drivers
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from recovery.log import Log
     from recovery.machine import State
     from recovery.session import Session
+
+MOST_OPEN = 16_384
+"""Descriptors that a process of recovery may have; the kernel's own limit is 1024."""
 
 MOUNTS = (("proc", "/proc", "proc", ""), ("sysfs", "/sys", "sysfs", ""), ("devtmpfs", "/dev", "devtmpfs", ""),
           ("tmpfs", "/run", "tmpfs", "mode=0755"), ("tmpfs", "/tmp", "tmpfs", "mode=1777"))  # noqa: S108
@@ -206,6 +210,8 @@ def main() -> int:
         os.write(2, b"recovery.init runs as process 1 of the recovery image only; nothing was done\n")
         return 2
     os.environ["PATH"] = "/bin:/sbin:/usr/bin:/usr/sbin"
+    with suppress(OSError, ValueError):  # a walk holds a directory of every level, and a tree may have two thousand
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_OPEN, MOST_OPEN))
 
     def say(text: str) -> None:
         os.write(1, f"reroot [{clock.monotonic():8.2f}] init: {text}\n".encode())

@@ -3,7 +3,7 @@
 A rule of the policy names a merger (`merge = "fstab"`). Each takes what it is given of the host, the image and, where
 it is known, the host's old release, and returns what belongs into the new root and a Told for whatever a person should
 know. For all of them: merging a result again changes nothing, the order of lines stays, no line of the host vanishes
-untold (accounts apart: system accounts that nothing kept belongs to stay behind), and no content makes them raise.
+untold unless the host has the whole file just as the old release brought it, and no content makes them raise.
 
 1. `sides`        what goes in and comes out; `world` what the new root holds
 2. `lines`        files of lines

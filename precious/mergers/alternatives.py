@@ -3,7 +3,7 @@
 In var/lib/dpkg/alternatives a file per group says "auto" or "manual", its link, its slaves (name and link), and after
 an empty line its choices: path, priority, a path for each slave, which may be empty. The choice itself is the link
 etc/alternatives/GROUP. A choice made by hand is kept when its target is in the new root, else it is listed; what is
-automatic is the image's.
+automatic, or was chosen by hand by the old release already, is the image's.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def merge(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
         if not ours.manual:
             continue
         chosen = host.get(LINKS + name)
+        if path in image and base.get(path) == data and base.get(LINKS + name) == chosen:
+            continue
         if not isinstance(chosen, Link):
             told.append(Told(path, Fate.DROPPED, b"", "was set by hand, and to what is not known"))
             continue

@@ -28,18 +28,19 @@ class Merger:
 def _accounts(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
     names = {b"etc/" + name.encode(): name for name in accounts.FILES}
     sides = [{names[path]: node for path, node in side.items() if path in names and isinstance(node, bytes)}
-             for side in (host, image)]
-    merged = accounts.merge(sides[0], sides[1])
+             for side in (host, image, base)]
+    merged = accounts.merge(sides[0], sides[1], base=sides[2], has=world.starts)
+    told = ((Fate.NOTE, merged.notes), (Fate.CONFLICT, merged.conflict), (Fate.DROPPED, merged.dropped))
     return Merged({path: merged.files[name] for path, name in names.items() if name in sides[0]},
-                  tuple(Told(b"etc/passwd", Fate.NOTE, b"", note) for note in merged.notes))
+                  tuple(Told(b"etc/passwd", fate, b"", row) for fate, rows in told for row in rows))
 
 
 MERGERS = {
     ACCOUNTS: Merger(_accounts, tuple(f"/etc/{name}" for name in accounts.FILES)),
     "alternatives": Merger(alternatives.merge, ("/etc/alternatives/", "/var/lib/dpkg/alternatives/")),
     "crontab": Merger(each(crontab.merge)),
-    "fstab": Merger(each(fstab.merge)),
-    "hosts": Merger(each(hosts.merge)),
+    "fstab": Merger(each(fstab.merge, outright=False)),
+    "hosts": Merger(each(hosts.merge, outright=False)),
     "statoverride": Merger(each(statoverride.merge), (f"/{statoverride.PATH.decode()}",)),
     "units": Merger(units.merge, ("/etc/systemd/system/", "/etc/systemd/user/")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,18 @@ Node = bytes | Link
 
 Nodes = Mapping[bytes, Node]
 """Path below the root -> what is there."""
+
+
+def packed(node: Node) -> list[str]:
+    """Return a node as JSON has it: ["file"|"link", base64]."""
+    kind, data = ("link", node.text) if isinstance(node, Link) else ("file", node)
+    return [kind, base64.b64encode(data).decode()]
+
+
+def unpacked(raw: list[str]) -> Node:
+    """Read what `packed` wrote; raises ValueError, TypeError or IndexError on anything else."""
+    data = base64.b64decode(raw[1])
+    return Link(data) if raw[0] == "link" else data
 
 
 class Fate(StrEnum):
@@ -66,13 +79,19 @@ MergeFile = Callable[[bytes, bytes, bytes, bytes | None, World], tuple[bytes, li
 """(path, host, image, old release or None, new root) -> content, what to tell."""
 
 
-def each(merge: MergeFile) -> Merge:
-    """Return a merger that takes the host's files one by one; a link of the host stays a link."""
+def each(merge: MergeFile, *, outright: bool = True) -> Merge:
+    """Return a merger that takes the host's files one by one; a link of the host stays a link.
+
+    What the host has just as the old release brought it is no choice of the host's: there the image's wins `outright`,
+    unless even then lines of the image are not for a host.
+    """
     def merge_all(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
         nodes: dict[bytes, Node | None] = {}
         told: list[Told] = []
         for path, ours in sorted(host.items()):
             theirs, old = image.get(path, b""), base.get(path)
+            if outright and ours == old and path in image:
+                continue
             if isinstance(ours, Link) is not isinstance(theirs, Link) and path in image:
                 told.append(Told(path, Fate.CONFLICT, b"", "is a link here or there; the host's was taken"))
             if isinstance(ours, Link):

@@ -1,8 +1,9 @@
 """Links below /etc/systemd/system and user: units enabled, masked, or known by another name; systemctl(1). Pure.
 
 A link of the host stays when the unit it names is in the new root, under the new root's path for it; else it is listed.
-A mask stays always. Units that the image enables and the host did not stay enabled: whether the host had disabled them
-or never had them cannot be told from its links.
+A mask stays always. A link that the host has just as the old release brought it is no choice of the host's, and one of
+the old release's that the host has no more is one it took away: it stays away. Without the old release a unit that the
+image enables and the host did not stays enabled: whether the host had disabled it or never had it cannot be told then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ def merge(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
         if ours == theirs:
             nodes[path] = ours
             continue
+        if ours == base.get(path):
+            if theirs is None:
+                told.append(Told(path, Fate.DROPPED, ours.text if isinstance(ours, Link) else b"",
+                                 "was the old release's, and the new one does not enable it"))
+            continue
         if not isinstance(ours, Link) or ours.text == _MASK:
             nodes[path] = ours
         elif isinstance(theirs, Link) and theirs.text.rpartition(b"/")[2] == ours.text.rpartition(b"/")[2]:
@@ -41,6 +47,9 @@ def merge(host: Nodes, image: Nodes, base: Nodes, world: World) -> Merged:
             said = theirs.text if isinstance(theirs, Link) else b"a file"
             told.append(Told(path, Fate.CONFLICT, ours.text if isinstance(ours, Link) else b"",
                              f"took the place of the image's {said.decode('utf-8', 'replace')!r}"))
+    for path in sorted(base.keys() & image.keys() - host.keys()):
+        nodes[path] = None
+        told.append(Told(path, Fate.NOTE, b"", "is the image's, and the host had taken it away: it stays away"))
     return Merged(nodes, tuple(told))
 
 

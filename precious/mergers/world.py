@@ -20,6 +20,10 @@ class World:
     groups: frozenset[bytes] = frozenset()
     has: Callable[[bytes], bool] = field(default=_nothing)
 
+    def starts(self, program: str) -> bool:
+        """Tell whether a program, by its absolute path, is there."""
+        return self.has(program.encode("utf-8", "surrogateescape").lstrip(b"/"))
+
 
 def paths(there: Container[bytes], links: Mapping[bytes, bytes]) -> Callable[[bytes], bool]:
     """Return a function that tells whether a path below the root is there, through links too.

@@ -21,6 +21,7 @@ from recovery.session import Session
 if TYPE_CHECKING:
     from imaging.fetch import FrameFetcher
     from imaging.index import Frame
+    from imaging.release import Release
     from imaging.sources import FrameSource, StageSource
 
 Shown = Mapping[str, Mapping[str, str]]
@@ -53,15 +54,15 @@ def stage_of(session: Session) -> StageSource | None:
 def sources(session: Session) -> list[FrameSource]:
     """Return every place the layer may come from, nearest first."""
     stage = stage_of(session)
-    return [*([stage] if stage is not None else []), *servers_of(session)]
+    assert session.release is not None
+    return [*([stage] if stage is not None else []), *servers_of(session, session.release)]
 
 
-def servers_of(session: Session) -> list[FrameSource]:
-    """Return the content servers that may have the layer."""
+def servers_of(session: Session, release: Release) -> list[FrameSource]:
+    """Return the content servers that may have a release's layer."""
     from imaging.sources import HttpSource
 
-    assert session.release is not None
-    return [HttpSource(url, session.release.layer_digest) for url in content_urls(session)]
+    return [HttpSource(url, release.layer_digest) for url in content_urls(session)]
 
 
 def fetcher(session: Session, shown: Shown = NOBODY) -> FrameFetcher:
@@ -156,7 +157,8 @@ def _require_server(session: Session, frame: Frame) -> None:
             raise CorruptError("it sent other bytes than the release has")
 
     assert session.release is not None
-    servers.first_right(servers_of(session), (frame.offset, frame.length), check, f"release {session.release.ref}")
+    servers.first_right(servers_of(session, session.release), (frame.offset, frame.length), check,
+                        f"release {session.release.ref}")
 
 
 # -- the recovery image, for an installation -----------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plumbing.errors import RefusedError
 from recovery import bootloader, disks
-from recovery.phases import room, second
+from recovery.phases import oldrelease, room, second
 from recovery.session import Session
 
 
@@ -36,12 +36,14 @@ def preserve(session: Session) -> Mapping[str, object]:
     there = disks.check_filesystem(root, session.ordered.disks.root, "root") if session.ordered.disks else None
     session.mount(root.device, places.root, there.fstype if there else "ext4", "ro")
     keep.collect(places.root, policy, into, progress=session.progress("preserve"))
+    was = oldrelease.installed(places.root)
     session.unmount(places.root)
     disks.sync_filesystem(places.local)
     kept = keep.verify(into, session.progress("preserve"))
     assert session.index is not None
     keep.refuse_stops(kept, policy, frozenset(entry.path for entry in session.index.entries))
     room.require(session, root.size_bytes, kept)
+    keep.write_base(into, oldrelease.ask(session, was, kept, policy))
     copied = second.take(session, into)  # last: what ends the upgrade on this host alone has ended it by now
     journal.done("preserve", {"fs_uuid": there.uuid if there else None, "label": there.label if there else ""})
     return brief(kept.to_json()) | copied

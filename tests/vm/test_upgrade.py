@@ -184,3 +184,26 @@ def test_another_disk_leaves_the_host_as_it_was(begin: Begin) -> None:
     assert run.control.order_of("alpha")["state"] == "failed"
     assert "alpha-disk0" in str(run.control.order_of("alpha")["message"])
     assert '"wipe"' not in machine.read_file("/local/recover/journal").decode()
+
+
+def test_a_nearly_full_local_leaves_the_host_as_it_was(begin: Begin, tell: Tell) -> None:
+    """Fault 4: there is room for the stage, and none for what is precious; the old system starts again, untouched."""
+    film, left = 200 << 20, 260 << 20
+
+    def dress(root: Path) -> None:
+        (root / "srv/film").write_bytes(os.urandom(film))
+
+    run = begin(Wish(attempts=1, dress=dress))
+    before = run.boot_fleet()
+    machine = run.hosts[0].on
+    machine.succeed(f"fallocate -l $(($(df --output=avail --block-size=1 /local | tail -1) - {left})) /local/somebodys")
+    digest = machine.succeed("sha256sum /srv/film")
+    run.order()
+    failed = machine.wait_for_console(r"preserve: FAILED .*MiB free and keeping the precious files takes .*", 600)
+    machine.wait_for_login(fleet.LOGIN_S)
+    assert fleet.Facts.read(machine, run.hosts[0].spec).answers == before["alpha"].answers
+    assert machine.succeed("sha256sum /srv/film") == digest
+    order = run.control.order_of("alpha")
+    assert order["state"] == "failed"
+    assert '"wipe"' not in machine.read_file("/local/recover/journal").decode()
+    tell(f"{failed.group(0)}\nthe old system runs: {before['alpha'].answers['system']}; order: {order['message']}")

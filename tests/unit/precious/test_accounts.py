@@ -115,7 +115,9 @@ def test_a_debian_12_host_on_a_debian_13_image() -> None:
     assert passwd["ada"][2] not in {"1000", "1001"} and passwd["ada"][3] == group["ada"][2]
     assert passwd["postgres"][2] not in {"102", *(row[2] for row in image.values())}
     assert len({row[2] for row in passwd.values()}) == len(passwd), "no id twice"
-    assert sorted(note.split()[1] for note in merged.notes) == ["ada", "ada", "postgres"]
+    assert group["postgres"][2] == passwd["postgres"][3] not in {row[2] for row in table(new["group"]).values()}
+    assert sorted(note.split()[1] for note in merged.notes) == ["ada", "ada", "postgres", "postgres"]
+    assert [row.split()[2] for row in merged.dropped] == ["prometheus", "prometheus"]
     assert merge(old, merged.files, owners=["postgres"]).files == merged.files
 
 

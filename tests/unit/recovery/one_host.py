@@ -102,7 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
             file = site.folder / path[1:]
             self._answer(200, file.read_bytes()) if file.is_file() else self._answer(404)
         elif path.startswith("/v2/reroot/blobs/"):
-            blob = site.store.blob_path(path.rpartition("/")[2]).read_bytes()
+            place = site.store.blob_path(path.rpartition("/")[2])
+            if not place.is_file():
+                self._answer(404)
+                return
+            blob = place.read_bytes()
             first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
             data = site.break_blob(int(first), blob[int(first):int(last or len(blob)) + 1])
             site.blobs_read += 1
