@@ -7,16 +7,18 @@ whose conditions do not hold for a path is passed over, as if it did not name it
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 
+from plumbing.digest import sha256
 from precious import conditions
 from precious.conditions import Facts
-from precious.rules import RULE_KEYS, Reader, Rule, Unlisted
+from precious.rules import RULE_KEYS, Loss, LossRule, Reader, Rule, Unlisted
 
 
 @lru_cache(maxsize=4096)
@@ -54,6 +56,7 @@ class Policy:
 
     rules: tuple[Rule, ...]
     unlisted: Unlisted
+    loss: Loss = field(default_factory=Loss)
 
     @cached_property
     def _compiled(self) -> tuple[tuple[re.Pattern[str], re.Pattern[str], Rule], ...]:
@@ -123,9 +126,32 @@ class Policy:
         look, skip = self._look
         return bool(look.fullmatch(text)) and not skip.fullmatch(text)
 
+    @cached_property
+    def _worthless(self) -> re.Pattern[str]:
+        return _matcher((*self.loss.ignore, *self.unlisted.skip))
+
+    def ignores(self, path: bytes) -> bool:
+        """Tell whether nobody would miss `path`: [loss] ignores it, or [unlisted] skips it."""
+        return bool(self._worthless.fullmatch(path.decode("utf-8", "surrogateescape")))
+
+    def ignores_below(self, folder: bytes) -> bool:
+        """Tell whether nobody would miss anything below `folder`, as far as one glob FOLDER/** says so."""
+        names = folder.decode("utf-8", "surrogateescape")
+        return any(glob.endswith("/**") and re.fullmatch(_translate(glob[:-3].lstrip("/")) + "(?:/.*)?", names,
+                                                         re.DOTALL)
+                   for glob in (*self.loss.ignore, *self.unlisted.skip))
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all it says, so that a report can name what it was judged by; where it stands is left out."""
+        told = self.to_json()
+        told["rules"] = [{**rule.to_json(), "origin": "", "line": 0} for rule in self.rules]
+        return sha256(json.dumps(told, sort_keys=True).encode())
+
     def to_json(self) -> dict[str, object]:
         """Return what an order carries."""
         return {
+            "loss": self.loss.to_json(),
             "rules": [rule.to_json() for rule in self.rules],
             "unlisted": {"look": list(self.unlisted.look), "skip": list(self.unlisted.skip),
                          "max_bytes": self.unlisted.max_bytes},
@@ -142,30 +168,35 @@ class Policy:
             if isinstance(line, bool) or not isinstance(line, int) or line < 0:
                 raise reader.fail((), f"{where} has line = {line!r}, which is no number of a line")
             rules.append(reader.rule(raw, where, (), str(raw.get("origin", "")), line))
-        return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())))
+        # an order from before there was a loss report says nothing of losses
+        loss = reader.loss(reader.table(value.get("loss", {}), "loss", ()), Loss(LossRule.WARN))
+        return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())), loss)
 
 
 def load(layers: Sequence[tuple[str, str]]) -> Policy:
     """Merge TOML layers, each (name for messages, text), earliest first.
 
-    [unlisted] of a later layer replaces the earlier one's. Raises ConfigError naming layer, line, rule and key.
+    [unlisted] of a later layer replaces the earlier one's, [loss] adds to what it ignores.
+    Raises ConfigError naming layer, line, rule and key.
     """
     rules: list[Rule] = []
-    unlisted = Unlisted()
+    unlisted, loss = Unlisted(), Loss()
     for name, text in layers:
         reader = Reader(name, text)
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise Reader(name).fail((), f"not valid TOML: {error}") from error
-        reader.known(raw, ("rule", "unlisted"), "the file", ())
+        reader.known(raw, ("rule", "unlisted", "loss"), "the file", ())
         for number, item in enumerate(reader.tables(raw.get("rule", []), "rule", ("rule",))):
             place, where = ("rule", number), f"rule {number + 1}"
             reader.known(item, RULE_KEYS, where, place)
             rules.append(reader.rule(item, where, place, name, reader.line(place)))
         if "unlisted" in raw:
             unlisted = reader.unlisted(reader.table(raw["unlisted"], "[unlisted]", ("unlisted",)))
-    return Policy(tuple(rules), unlisted)
+        if "loss" in raw:
+            loss = reader.loss(reader.table(raw["loss"], "[loss]", ("loss",)), loss)
+    return Policy(tuple(rules), unlisted, loss)
 
 
 FAMILIES = ("debian", "redhat", "suse")

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from control.api import admin, boot, fleetlock, hosts, rollouts, tickets
+from control.api import admin, boot, fleetlock, hosts, losses, rollouts, tickets
 from control.api.refusals import refusal
 from control.database import unwritable
 from control.parts import Parts
@@ -28,8 +28,8 @@ def application(parts: Parts) -> FastAPI:
     app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json",
                   redirect_slashes=False)
     app.state.parts = parts
-    for router in (hosts.router, tickets.router, fleetlock.router, boot.router, rollouts.router, admin.router):
-        app.include_router(router)
+    for room in (hosts, losses, tickets, fleetlock, boot, rollouts, admin):
+        app.include_router(room.router)
     app.add_exception_handler(RerootError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
