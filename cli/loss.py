@@ -125,8 +125,8 @@ def _lines(view: View) -> list[str]:
     what = "the package database" if baseline == "packages" else baseline.split(" ", maxsplit=1)[0]
     found = _rows(made, "findings")
     lines = [f"{_text(view.get('host'))}, {view.get('received')}: {made.get('entries')} entries compared with "
-             f"{_text(what)} in {made.get('seconds')} s; {len(found)} findings, {len(waiting)} to answer ([loss] rule = "
-             f"\"{_text(view.get('rule'))}\")"]
+             f"{_text(what)} in {made.get('seconds')} s; {len(found)} findings, {len(waiting)} to answer "
+             f"([loss] rule = \"{_text(view.get('rule'))}\")"]
     for one in found:
         lines += _finding(str(view.get("host")), one, waiting, answers)
     return lines + [f"note: {_text(note)}" for note in _list(made.get("notes"))]

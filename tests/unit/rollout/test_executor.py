@@ -154,6 +154,7 @@ def test_the_view() -> None:
     assert told == {
         "phase": "running", "reason": "", "interval_s": 20.0, "knob_s": 20.0, "target_s": 10, "wave": 2, "waves": 2,
         "hosts": 5, "pending": 2, "healthy": 1, "in_flight": [{"host": "w0h2", "since_s": 5.0}],
+        "held": [],
         "failed": [{"host": "w0h1", "reason": "panic", "accepted": False}], "blast_budget": 4, "failure_budget": 2,
         "next": ["w1h0", "w1h1"]}
 
