@@ -13,7 +13,7 @@ from control.lossgate import Gate
 from control.orders import Issuer
 from fleet.hosts import Host, Hosts
 from plumbing import clock
-from rollout.executor import Event, Failed, Freed, Held, State, candidates
+from rollout.executor import Event, Freed, Held, State, candidates
 
 LOOKED_AT = 25
 """How many hosts one look is about: so many whose turn it is, and so many of those that wait."""
@@ -47,25 +47,21 @@ class LossWatch:
         for name in [*held, *candidates(state, now, knob_s, LOOKED_AT)]:
             host = hosts.by_name.get(name)
             self._looked[name] = clock.monotonic()
-            event = None if host is None else self._event(host, state, now)
+            event = None if host is None else self._held(host, now)
             if event is None:
                 ready.add(name)
                 found += [Freed(name)] if name in state.held else []
-            elif not isinstance(event, Held) or state.held.get(name) != event.reason:
+            elif state.held.get(name) != event.reason:
                 found.append(event)
         return found, ready
 
-    def _event(self, host: Host, state: State, now: float) -> Event | None:
+    def _held(self, host: Host, now: float) -> Held | None:
         """Return what keeps a host; None: nothing, or what the making of its order will tell."""
         verdict = self._issuer.gate(host, now)
         if verdict.wants:
             self._ring(host.name)
         if verdict.gate in {Gate.CLEAR, Gate.REFUSED}:
             return None
-        if verdict.gate is Gate.NO_REPORT:
-            asked_s = losses.standing(self._database, host.name).asked_s
-            if asked_s is not None and now - asked_s >= state.pace.host_timeout_s:
-                return Failed(host.name, f"{verdict.why}; nothing came in {state.pace.host_timeout_s:.0f} s")
         return Held(host.name, verdict.why)
 
 

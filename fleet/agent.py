@@ -79,6 +79,7 @@ class Agent:
     identity: Identity
     log: Log
     local: Path = LOCAL
+    root: Path = Path("/")
     reboot: Callable[[], None] = lambda: None
     state: State = State.STARTING
     reporter: Reporter = field(init=False)
@@ -190,7 +191,7 @@ class Agent:
 
     def _losses(self) -> losing.LossReports:
         return losing.LossReports(self.identity, stage.catalogue(self.identity, self.local), self.local, self.log,
-                                  self.reporter)
+                                  self.reporter, self.root)
 
     def _failed(self, error: RerootError) -> None:
         final = error.kind not in PASSING  # what may be gone at the next try does not end the order

@@ -203,9 +203,8 @@ def _take(state: State, event: Event) -> State:
         case Healthy(host) if host in state.in_flight or host in state.failed:
             return replace(state, healthy=state.healthy | {host}, accepted=state.accepted - {host},
                            in_flight=_without(state.in_flight, host), failed=_without(state.failed, host))
-        case Failed(host, reason) if host in state.in_flight or host in state.held:
-            return replace(state, in_flight=_without(state.in_flight, host), held=_without(state.held, host),
-                           failed={**state.failed, host: reason})
+        case Failed(host, reason) if host in state.in_flight:
+            return replace(state, in_flight=_without(state.in_flight, host), failed={**state.failed, host: reason})
         case Held(host, reason) if host in state.in_flight or not state.began(host):
             return replace(state, in_flight=_without(state.in_flight, host), held={**state.held, host: reason})
         case Freed(host) if host in state.held:
