@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import typer
 
-from cli import console
+from cli import console, loss
 from cli.admin import SITE, Admin, ControlOption, SiteOption
 from plumbing.digest import sha256
 from plumbing.errors import CorruptError, NotFoundError, UsageError
@@ -106,6 +106,7 @@ def order(
     level: Annotated[str, typer.Option(help="The level the host has afterwards.")] = "",
     deadline: Annotated[str, typer.Option(help="When it counts as failed, such as 2h.")] = "",
     replace: ReplaceOption = False,
+    wait: Annotated[str, typer.Option("--wait", help="How long its loss report may take.")] = "30m",
     cancel: Annotated[bool, typer.Option("--cancel", help="Withdraw its newest order instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -121,6 +122,8 @@ def order(
     wish |= {key: value for key, value in (("recovery", recovery), ("level", level)) if value}
     if deadline:
         wish["deadline_s"] = duration.parse(deadline)
+    if not install:
+        loss.settle(admin, name, wait)
     _print_order(admin.post("/orders", wish), as_json=as_json)
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import typer
 
+from cli import loss
 from cli.admin import SITE, Admin, ControlOption, SiteOption
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from precious.rules import Rule
 
 app = typer.Typer(no_args_is_help=True, help="What survives an upgrade.")
+
+app.command()(loss.report)
+app.command()(loss.accept)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -184,6 +184,8 @@ def table(view: View) -> Group:
     rows = Table("host", "state", "for", "why")
     for one in _rows(view, "in_flight"):
         rows.add_row(_plain(one.get("host")), "in flight", duration.show(float(str(one.get("since_s", 0)))), "")
+    for one in _rows(view, "held"):
+        rows.add_row(_plain(one.get("host")), Text("waits", "yellow"), "", _plain(one.get("reason", "")))
     for one in _rows(view, "failed"):
         state = Text("accepted") if one.get("accepted") else Text("failed", "red")
         rows.add_row(_plain(one.get("host")), state, "", _plain(one.get("reason", "")))

@@ -124,6 +124,28 @@ class RolloutRow(Base):
     knob_s: Mapped[float | None]
 
 
+class LossRow(Base):
+    """A host's newest loss report, whether another was asked for, and why none could be made; times in wall seconds."""
+
+    __tablename__ = "losses"
+    host: Mapped[str] = mapped_column(String(253), primary_key=True)
+    asked_s: Mapped[float | None]
+    received_s: Mapped[float | None]
+    report: Mapped[Json | None]
+    failed: Mapped[str] = mapped_column(Text, default="")
+
+
+class LossAnswerRow(Base):
+    """Somebody's word that a finding may be lost, for one installation of one host."""
+
+    __tablename__ = "loss_answers"
+    host: Mapped[str] = mapped_column(String(253), primary_key=True)
+    finding: Mapped[str] = mapped_column(String(16), primary_key=True)
+    baseline: Mapped[str] = mapped_column(Text)
+    who: Mapped[str] = mapped_column(String(200))
+    at_s: Mapped[float]
+
+
 def url_for(site_database: Path, configured: str) -> str:
     """Return the SQLAlchemy URL: the configured one, else SQLite in the site's state/."""
     return configured or f"sqlite:///{site_database}"

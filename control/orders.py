@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from control import book, policies
+from control import book, losses, lossgate, policies
 from control.config import Config, MailSection
 from control.database import Database, OrderRow
+from control.lossgate import Gate, Verdict
 from fleet.hosts import Host, Hosts
 from imaging.keys import load_private
 from imaging.release import Release
@@ -30,6 +31,11 @@ from precious.policy import Policy
 from precious.second_copy import Cause
 from recovery import order as orders
 from recovery.order import Order, Target
+
+
+class UnansweredError(RefusedError):
+    """A host would lose something that nobody answered for yet, or nobody knows: its order has to wait."""
+
 
 MODES = ("upgrade", "install", "rescue")
 _ARCH = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -146,6 +152,27 @@ class Issuer:
         """Return the precious policy that an order for `host` carries now; raises ConfigError."""
         return policies.for_host(self._policy_path, host, book.facts_of(self._database, host.name))
 
+    def verdict(self, host: Host, now: float) -> Verdict:
+        """Say whether losses stand between `host` and an upgrade."""
+        return lossgate.judge(self.policy(host), losses.standing(self._database, host.name), now)
+
+    def gate(self, host: Host, now: float) -> Verdict:
+        """Say the same, and ask for a report that is wanted."""
+        verdict = self.verdict(host, now)
+        if verdict.wants:
+            losses.ask(self._database, [host.name], now)
+        return verdict
+
+    def _let_through(self, host: Host, now: float) -> dict[str, object]:
+        """Return what an order says of accepted losses; raises UnansweredError or RefusedError when it has to wait."""
+        verdict = self.gate(host, now)
+        if verdict.gate is Gate.REFUSED:
+            raise RefusedError(verdict.why)
+        if verdict.gate is not Gate.CLEAR:
+            raise UnansweredError(verdict.why)
+        standing = losses.standing(self._database, host.name)
+        return {"baseline": standing.report.baseline if standing.report else "", "findings": sorted(standing.answers())}
+
     def check_release(self, release: str, recovery: str | None, members: Sequence[Host]) -> None:
         """Raise what `issue` would when some of `members` cannot take this release or its recovery image."""
         checked = set()
@@ -160,6 +187,7 @@ class Issuer:
         """Sign and record an order; raises what `build` raises, NotFoundError, ConfigError or ConflictError."""
         host = hosts.get(wish.host)
         facts = book.facts_of(self._database, host.name)
+        accepted = self._let_through(host, now) if wish.mode == "upgrade" else {}
         release = recovery = None
         if wish.mode != "rescue" or wish.release:
             release, recovery = self._choose(wish, host, facts)
@@ -168,7 +196,7 @@ class Issuer:
         terms = Terms(
             control=self._config.server.public_url, content=tuple(self._config.content_urls()), mail=self._config.mail,
             attempts=limits.attempts, services=limits.services,
-            precious=self._precious(host, facts),
+            precious={**self._precious(host, facts), "accepted": accepted},
             issued_s=now, expires_s=expires_s)
         order = build(wish, hosts, facts, release, recovery, terms)
         row = OrderRow(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,14 +24,27 @@ from sqlalchemy.orm import Session
 from control import auth, book
 from control.config import RolloutSection
 from control.database import Database, HostRow, OrderRow, RolloutRow, unwritable
-from control.orders import Issuer, Wish
+from control.losswatch import LossWatch, unanswered
+from control.orders import Issuer, UnansweredError, Wish
 from fleet.hosts import Host, Hosts, HostsFile
 from plumbing import clock
 from plumbing.errors import DiskError, NotFoundError, RefusedError, RerootError, UsageError
 from rollout import plan as planning
 from rollout import record
 from rollout.capacity import Load
-from rollout.executor import FINAL, Command, Event, Failed, Halt, Healthy, Pace, Phase, State, step
+from rollout.executor import (
+    FINAL,
+    Command,
+    Event,
+    Failed,
+    Halt,
+    Healthy,
+    Held,
+    Pace,
+    Phase,
+    State,
+    step,
+)
 from throttle.records import Lease
 
 log = logging.getLogger("reroot.rollouts")
@@ -77,6 +91,7 @@ class Rollouts:
         self._nudged = asyncio.Event()
         self._silent: dict[str, str] = {}
         self._silent_lock = threading.Lock()
+        self._losses = LossWatch(database, issuer, ring)
 
     # -- what administrators do ---------------------------------------------------------------------------------
 
@@ -92,8 +107,14 @@ class Rollouts:
         with self._lock, self._database.session() as session:  # two starts at once must see each other
             _must_be_free({host.name for host in members}, session)
             session.add(row)
+        self._losses.ask(members, now)
         self.nudge()
         return _view(row, now)
+
+    def look_again(self, host: str) -> None:
+        """Something happened to a host's losses; from any thread."""
+        self._losses.look_again(host)
+        self.nudge()
 
     def command(self, rollout: str, command: Command, now: float) -> dict[str, object]:
         """Pause, resume or abort; raises RefusedError when the rollout is over."""
@@ -186,12 +207,15 @@ class Rollouts:
 
     def _advance(self, rollout: str, now: float, events: Sequence[Event]) -> None:
         with self._lock:
-            state, spec, untold = self._step(rollout, now, events)
+            found, ready = self._look(rollout, now)
+            state, spec, untold = self._step(rollout, now, [*events, *found], ready)
             while untold and state.phase is Phase.RUNNING:
                 failures: list[Event] = []
                 for host in untold:
                     try:
                         self._tell(rollout, host, spec, state.pace.host_timeout_s, now)
+                    except UnansweredError as error:  # it changed since it was looked at
+                        failures.append(Held(host, error.sentence))
                     except (DiskError, OSError) as error:  # not the host's fault: the next step tells it
                         log.error("rollout %s: %s cannot be triggered yet: %s", rollout, host, error)
                     except RerootError as error:
@@ -199,21 +223,33 @@ class Rollouts:
                         failures.append(Failed(host, error.sentence))
                 if not failures:
                     return
-                state, spec, untold = self._step(rollout, now, failures)
+                state, spec, untold = self._step(rollout, now, failures, ready)
+
+    def _look(self, rollout: str, now: float) -> tuple[list[Event], set[str]]:
+        """Ask what losses say of hosts, before the transaction that may trigger them."""
+        with self._database.reading() as session:
+            row = session.get(RolloutRow, rollout)
+            if row is None or row.status in FINAL:
+                return [], set()
+            state, knob_s = record.from_json(json.loads(row.state)), row.knob_s
+        return self._losses.look(state, knob_s, self._hosts_file.current(), now)
 
     def _step(
-        self, rollout: str, now: float, events: Sequence[Event],
+        self, rollout: str, now: float, events: Sequence[Event], ready: Collection[str],
     ) -> tuple[State, Mapping[str, str | None], list[str]]:
         """Store one step of the executor; return the state and the hosts in flight that have no order yet."""
         with self._database.session() as session:
             row = _locked(session, rollout)
             if any(isinstance(event, Command) for event in events):
                 _must_go_on(row)
-            orders = {order.host: order for order in session.scalars(
-                select(OrderRow).where(OrderRow.rollout == rollout))}
-            heard = [event for order in orders.values() if (event := _event(order)) is not None]
             before = record.from_json(json.loads(row.state))
-            state, actions = step(before, [*heard, *events], now, row.knob_s)
+            orders = {order.host: order for order in session.scalars(select(OrderRow).where(
+                OrderRow.rollout == rollout).order_by(OrderRow.issued_s))}
+            # one that its host gave back for an unanswered loss is over: the host is told anew when there is an answer
+            orders = {host: order for host, order in orders.items() if not unanswered(order) or
+                      order.issued_s >= before.in_flight.get(host, math.inf)}
+            heard = [event for order in orders.values() if (event := _event(order)) is not None]
+            state, actions = step(before, [*heard, *events], now, row.knob_s, ready)
             if state != before:
                 row.state, row.status, row.changed_s = json.dumps(record.to_json(state)), state.phase.value, now
             spec = dict(row.spec)
@@ -308,6 +344,8 @@ def _pace_and_waves(
 
 
 def _event(order: OrderRow) -> Event | None:
+    if unanswered(order):
+        return Held(order.host, order.message or "a loss that nobody answered for")
     match order.state:
         case "completed":
             return Healthy(order.host)

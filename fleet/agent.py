@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from fleet import health, inventory, stage
+from fleet import health, inventory, losing, stage
 from plumbing import clock, durable
 from plumbing.digest import sha256
 from plumbing.errors import CommandError, ConfigError, RefusedError, RerootError, TrustError
@@ -79,11 +79,13 @@ class Agent:
     identity: Identity
     log: Log
     local: Path = LOCAL
+    root: Path = Path("/")
     reboot: Callable[[], None] = lambda: None
     state: State = State.STARTING
     reporter: Reporter = field(init=False)
     _pause_s: float = PAUSE_MIN_S
     _refused: set[str] = field(default_factory=set)
+    _errands: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.log)
@@ -165,6 +167,8 @@ class Agent:
         try:
             envelope = self._ask()
             if envelope is None:
+                if self._errands.pop("loss", None):
+                    self._losses().answer()
                 self._pause_s = PAUSE_MIN_S
                 return
             order = self._verified(envelope)
@@ -185,17 +189,23 @@ class Agent:
             return
         self.go(State.REBOOTING)
 
+    def _losses(self) -> losing.LossReports:
+        return losing.LossReports(self.identity, stage.catalogue(self.identity, self.local), self.local, self.log,
+                                  self.reporter, self.root)
+
     def _failed(self, error: RerootError) -> None:
         final = error.kind not in PASSING  # what may be gone at the next try does not end the order
-        self.reporter.send("stage", "failed", {"kind": error.kind.value, "final": final}, error.sentence)
+        phase = losing.PHASE if isinstance(error, losing.UnansweredError) else "stage"
+        self.reporter.send(phase, "failed", {"kind": error.kind.value, "final": final}, error.sentence)
         self.go(State.WAITING)
         self._wait(error.sentence)
 
     def _ask(self) -> bytes | None:
         client = self.identity.client(timeout_s=POLL_S + 15.0)
         try:
-            return servers.current_order(client, f"/api/v1/hosts/{self.identity.host}/order?wait={POLL_S}",
-                                         deadline_s=POLL_S + ANSWER_S)
+            return servers.current_order(client, f"/api/v1/hosts/{self.identity.host}/order?wait={POLL_S}&loss=1",
+                                         deadline_s=POLL_S + ANSWER_S,
+                                         asked=lambda what: self._errands.update({what: True}))
         finally:
             client.close()
 
@@ -240,7 +250,8 @@ class Agent:
         self.log.say("stage", f"order {order.id}: {order.mode}")
         self.reporter.send("stage", "begin")
         began = clock.monotonic()
-        told = stage.prepare(order, envelope, self.identity, self.local, self.log, self.reporter)
+        told = stage.prepare(order, envelope, self.identity, self.local, self.log, self.reporter,
+                             lambda: self._losses().require(order))
         durable.write_file(self.recover / BOOTS,
                            json.dumps({"order": order.id, "boots": self._boots(order.id) + 1}).encode())
         told["seconds"] = round(clock.monotonic() - began, 1)

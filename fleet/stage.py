@@ -8,7 +8,7 @@ host; a stage that was cut short goes on where it stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,12 +71,16 @@ class Stager:
         self.folder = local / "recover/stage"
         self.believed = catalogue(identity, local)
 
-    def run(self, envelope: bytes) -> dict[str, object]:
-        """Do all of it; returns figures for the report. Raises RerootError, with the host as it was."""
+    def run(self, envelope: bytes, last_look: Callable[[], None] = lambda: None) -> dict[str, object]:
+        """Do all of it; returns figures for the report. Raises RerootError, with the host as it was.
+
+        `last_look` may raise too; after it nothing keeps the host from rebooting.
+        """
         self._refuse()
         durable.make_folder(self.folder, 0o700)
         told: dict[str, object] = self._frames()
         told["recovery_bytes"] = self._recovery()
+        last_look()
         durable.write_file(self.local / "recover/order.json", envelope, 0o600)
         with self._boot_area() as area:
             bootloader.boot_once(area, "recovery")
@@ -218,6 +222,6 @@ class Stager:
 
 
 def prepare(order: Order, envelope: bytes, identity: Identity, local: Path, log: Log,
-            reporter: Reporter) -> dict[str, object]:
+            reporter: Reporter, last_look: Callable[[], None] = lambda: None) -> dict[str, object]:
     """Stage `order` and arm one boot of recovery; returns figures for the report."""
-    return Stager(order, identity, local, log, reporter).run(envelope)
+    return Stager(order, identity, local, log, reporter).run(envelope, last_look)

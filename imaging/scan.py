@@ -52,6 +52,17 @@ def scan(
     digest and no extents yet.
     Raises DiskError when something cannot be read.
     """
+    for entry, _ in walk(tree, excludes=excludes, one_file_system=one_file_system, note=note, descend=descend):
+        yield entry
+
+
+def walk(
+    tree: Path, *, excludes: Sequence[Exclude] = (), one_file_system: bool = False, note: Note | None = None,
+    descend: Callable[[bytes], bool] | None = None, forgive: bool = False,
+) -> Iterator[tuple[Entry, os.stat_result]]:
+    """Yield what `scan` yields, each entry with its inode's status. With `forgive` a name that cannot be looked at, as
+    another user's FUSE mount, is noted and left out.
+    """
     tell = note or (lambda _sentence: None)
     what_of = matcher(excludes)
     top = _open_top(tree)
@@ -61,7 +72,7 @@ def scan(
         status = os.fstat(top)
         device = status.st_dev
         stack.append((top, b"", iter(_names(top, ROOT))))
-        yield _entry(ROOT, status, _top_xattrs(top))
+        yield _entry(ROOT, status, _top_xattrs(top)), status
         while stack:
             folder, prefix, names = stack[-1]
             name = next(names, None)
@@ -72,7 +83,13 @@ def scan(
             what = what_of(path)
             if what is What.TREE:
                 continue
-            found = _look(folder, name, path, inodes, tell)
+            try:
+                found = _look(folder, name, path, inodes, tell)
+            except DiskError as error:
+                if not forgive:
+                    raise
+                tell(error.sentence)
+                continue
             if found is None or (what is What.FILES and not found[0].is_directory):
                 continue
             entry, status = found
@@ -80,7 +97,7 @@ def scan(
                 entry = replace(entry, size=0, holes=())
             if status.st_nlink > 1 and not entry.is_directory:
                 inodes.setdefault((status.st_dev, status.st_ino), path)
-            yield entry
+            yield entry, status
             if entry.is_directory:
                 if one_file_system and status.st_dev != device:
                     tell(f"/{printable(path)} is another filesystem; its content is left out")

@@ -64,9 +64,10 @@ class ControlServer:
         self.url = f"http://{lab.control_address}:{API_PORT}"
         self._process: Process | None = None
 
-    def command(self, *words: str | Path, timeout_s: float = 600.0) -> run.Completed:
+    def command(self, *words: str | Path, timeout_s: float = 600.0, check: bool = True) -> run.Completed:
         """Run `reroot WORDS` for this site, where it reaches the server; raises CommandError with what it said."""
-        return run.run(self.lab.network.argv(self._argv(words)), timeout_s=timeout_s, env=self._environment())
+        return run.run(self.lab.network.argv(self._argv(words)), timeout_s=timeout_s, env=self._environment(),
+                       check=check)
 
     def build(self, *words: str | Path, timeout_s: float = 600.0) -> dict[str, object]:
         """Run `reroot WORDS --json` outside of the lab's network, where packages are to be had; returns its answer."""

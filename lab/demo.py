@@ -20,7 +20,7 @@ from lab.mailbox import Mailbox
 from lab.qemu import Firmware
 from lab.session import Lab
 from plumbing import clock
-from plumbing.errors import CommandError, UsageError
+from plumbing.errors import EXIT_CODES, CommandError, Kind, UsageError
 
 Say = Callable[[str], None]
 UPGRADE_S = 900.0
@@ -153,6 +153,7 @@ class Demo:
             self._rollout()
             return
         name = self.hosts[0].spec.name
+        self._answer(name)
         self.say(f"$ reroot host order {name} --release {fleet.RELEASE}/amd64")
         self.control.command("host", "order", name, "--release", f"{fleet.RELEASE}/amd64")
 
@@ -165,11 +166,25 @@ class Demo:
                 raise CommandError(f"{', '.join(sorted(waiting))} did not report what they are made of")
             pause.wait(0.5)
 
+    def _answer(self, name: str) -> None:
+        """Have a host say what it would lose, and answer for all of it, as a person would who read it."""
+        self.say(f"$ reroot precious report {name}")
+        done = self.control.command("precious", "report", name, check=False)
+        if done.status not in {0, EXIT_CODES[Kind.REFUSED]}:
+            raise CommandError(f"{name} made no loss report: {done.stderr.decode(errors='replace').strip()}")
+        for line in done.text.splitlines():
+            self.say(f"  {line}")
+        if done.status:
+            self.say(f"$ reroot precious accept {name} --all")
+            self.control.command("precious", "accept", name, "--all")
+
     def _rollout(self) -> None:
         names = [host.spec.name for host in self.hosts]
         self.say(f"$ reroot rollout start {fleet.RELEASE}/amd64 {' '.join(names)} --interval 20s --start-interval 30s")
         self.control.command("rollout", "start", f"{fleet.RELEASE}/amd64", *names, "--interval", "20s",
                              "--start-interval", "30s", "--failure-budget", "1", "--blast-budget", str(len(names)))
+        for name in names:
+            self._answer(name)
 
     # -- a blank machine -------------------------------------------------------------------------------------
 

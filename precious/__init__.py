@@ -7,6 +7,7 @@ The data meets the modules in this order:
                   written, `conditions` what it asks besides names (pure)
 2. `inquiry`      what conditions ask of the old root, of `packages` too; `circumstances` the answers (pure)
    `unlisted`     files nobody listed and no package owns: kept in the archive, never put back unasked
+   `losses`       what of a living root an upgrade would lose, in findings for a person (pure); `losswalk` looks for it
 3. `detours`      patterns that would keep nothing because their way leads through a link
 4. `flags`        inode flags, which no archive holds: told
 5. `selection`    what is kept of the old root, from the four above

@@ -26,6 +26,7 @@ from precious.base import Base
 from precious.circumstances import Circumstances, Judged
 from precious.policy import Policy
 from precious.returning import without
+from precious.rules import LossRule
 from precious.selection import select
 
 ARCHIVE, SUMMARY, BASE = "precious.tar.zst", "kept.json", "base.json"
@@ -231,3 +232,14 @@ def refuse_stops(kept: Kept, policy: Policy, image: frozenset[bytes]) -> None:
         if rule is not None and rule.when == "stop" and entry.path in image:
             raise RefusedError(f"/{printable(entry.path)} is in the new image too, and {rule.where} says "
                                "to stop then; change the rule or the image")
+
+
+def refuse_losses(kept: Kept, policy: Policy) -> None:
+    """Raise RefusedError when the policy refuses losses and files were found that no rule keeps; before the wipe.
+
+    What `ask` asks was answered before the host was told to reboot: nobody can answer here, and a host must not hang.
+    """
+    if policy.loss.rule is LossRule.REFUSE and kept.unlisted:
+        first = printable(min(kept.unlisted))
+        raise RefusedError(f"{len(kept.unlisted)} files would not come back, the first is /{first}, and [loss] rule = "
+                           "\"refuse\"; nothing was wiped: keep or ignore them in the policy")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+SUMS_KEPT = 256
+"""Of how many packages the digests are remembered: those of a whole system would take as much memory as its paths."""
 _INFO, _STATUS = "var/lib/dpkg/info", "var/lib/dpkg/status"
 
 
@@ -19,7 +22,8 @@ class Packages:
     """Paths that packages have, and what packages brought at some of them; all relative to the root."""
 
     root: Path
-    owned: frozenset[bytes]
+    owned: Mapping[bytes, str]
+    """Path -> the package that has it, by its name in the database, such as libc6:amd64."""
     conffiles: Mapping[bytes, bytes]
 
     @property
@@ -27,34 +31,63 @@ class Packages:
         """Whether there is a database at all: without one nothing can be said of any path."""
         return bool(self.owned)
 
+    def owner(self, path: bytes) -> str | None:
+        """Return the package that has `path`, also by the name it had before / and /usr were merged."""
+        return self.owned.get(path) or self.owned.get(path.removeprefix(b"usr/"))
+
     def owns(self, path: bytes) -> bool:
         """Tell whether a package has `path`, also by the name it had before / and /usr were merged."""
-        return path in self.owned or path in self.conffiles or path.removeprefix(b"usr/") in self.owned
+        return path in self.conffiles or self.owner(path) is not None
 
     @cached_property
-    def _sums(self) -> Mapping[bytes, bytes]:
-        """Path -> MD5 (hexadecimal) of what packages brought, configuration files apart."""
-        found: dict[bytes, bytes] = {}
-        for listing in (self.root / _INFO).glob("*.md5sums"):
-            for line in listing.read_bytes().splitlines():
+    def _sums(self) -> Callable[[str], Mapping[bytes, bytes]]:
+        """Gives path -> MD5 (raw) of what a package brought, configuration files apart; remembers the last few."""
+        @lru_cache(maxsize=SUMS_KEPT)
+        def of(package: str) -> Mapping[bytes, bytes]:
+            found: dict[bytes, bytes] = {}
+            for line in _read(self.root / _INFO / f"{package}.md5sums").splitlines():
                 digest, _, path = line.partition(b"  ")
-                found[path] = digest
-        return found
+                with suppress(ValueError):
+                    found[path] = bytes.fromhex(digest.decode("ascii", "replace"))
+            return found
+        return of
+
+    @cached_property
+    def _unpacked(self) -> dict[str, int]:
+        return {}
+
+    def unpacked_ns(self, package: str) -> int:
+        """Return when a package was unpacked, in ns since 1970: what was written later was not by it; 0: not known."""
+        if package not in self._unpacked:
+            try:
+                self._unpacked[package] = (self.root / _INFO / f"{package}.list").lstat().st_mtime_ns
+            except OSError:
+                self._unpacked[package] = 0
+        return self._unpacked[package]
 
     def as_shipped(self, path: bytes) -> bool | None:
         """Tell whether the file at `path` has the content that its package brought; None when that is not known."""
-        digest = self.conffiles.get(path) or self._sums.get(path) or self._sums.get(path.removeprefix(b"usr/"))
-        if digest is None:
-            return None
-        return _md5(self.root, path) == digest
+        digest = self.conffiles.get(path)
+        if digest is None and (package := self.owner(path)) is not None:
+            sums = self._sums(package)
+            found = sums.get(path) or sums.get(path.removeprefix(b"usr/"))
+            digest = found.hex().encode() if found is not None else None
+        return None if digest is None else _md5(self.root, path) == digest
 
 
 def read(root: Path) -> Packages:
     """Read what dpkg knows below `root`; nothing is known where there is no dpkg."""
-    owned: set[bytes] = set()
-    for listing in (root / _INFO).glob("*.list"):
-        owned.update(line.lstrip(b"/") for line in listing.read_bytes().splitlines())
-    return Packages(root, frozenset(owned), _conffiles(root))
+    owned: dict[bytes, str] = {}
+    for listing in sorted((root / _INFO).glob("*.list")):
+        owned.update(dict.fromkeys((line.lstrip(b"/") for line in listing.read_bytes().splitlines()), listing.stem))
+    return Packages(root, owned, _conffiles(root))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _conffiles(root: Path) -> dict[bytes, bytes]:

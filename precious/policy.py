@@ -7,16 +7,18 @@ whose conditions do not hold for a path is passed over, as if it did not name it
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 
+from plumbing.digest import sha256
 from precious import conditions, second_copy
 from precious.conditions import Facts
-from precious.rules import RULE_KEYS, Reader, Rule, Unlisted
+from precious.rules import RULE_KEYS, Loss, LossRule, Reader, Rule, Unlisted
 from precious.second_copy import SecondCopy
 
 
@@ -56,6 +58,7 @@ class Policy:
     rules: tuple[Rule, ...]
     unlisted: Unlisted
     second_copy: SecondCopy = second_copy.NONE
+    loss: Loss = field(default_factory=Loss)
 
     @cached_property
     def _compiled(self) -> tuple[tuple[re.Pattern[str], re.Pattern[str], Rule], ...]:
@@ -125,9 +128,36 @@ class Policy:
         look, skip = self._look
         return bool(look.fullmatch(text)) and not skip.fullmatch(text)
 
+    @cached_property
+    def _worthless(self) -> re.Pattern[str]:
+        return _matcher((*self.loss.ignore, *self.unlisted.skip))
+
+    def ignores(self, path: bytes) -> bool:
+        """Tell whether nobody would miss `path`: [loss] ignores it, or [unlisted] skips it."""
+        return bool(self._worthless.fullmatch(path.decode("utf-8", "surrogateescape")))
+
+    def ignores_below(self, folder: bytes) -> bool:
+        """Tell whether nobody would miss anything below `folder`, as far as one glob FOLDER/** says so."""
+        names = folder.decode("utf-8", "surrogateescape")
+        return any(glob.endswith("/**") and re.fullmatch(_translate(glob[:-3].lstrip("/")) + "(?:/.*)?", names,
+                                                         re.DOTALL)
+                   for glob in (*self.loss.ignore, *self.unlisted.skip))
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what it says about losses, so that a report can name what it was judged by.
+
+        Where a rule stands is left out, and so are second copies.
+        """
+        told = self.to_json()
+        told["rules"] = [{**rule.to_json(), "origin": "", "line": 0} for rule in self.rules]
+        del told["second_copy"]
+        return sha256(json.dumps(told, sort_keys=True).encode())
+
     def to_json(self) -> dict[str, object]:
         """Return what an order carries."""
         return {
+            "loss": self.loss.to_json(),
             "rules": [rule.to_json() for rule in self.rules],
             "unlisted": {"look": list(self.unlisted.look), "skip": list(self.unlisted.skip),
                          "max_bytes": self.unlisted.max_bytes},
@@ -147,24 +177,26 @@ class Policy:
             rules.append(reader.rule(raw, where, (), str(raw.get("origin", "")), line))
         copying = value.get("second_copy", second_copy.NONE.to_json())
         return cls(tuple(rules), reader.unlisted(reader.table(value.get("unlisted", {}), "unlisted", ())),
-                   second_copy.read(reader, reader.table(copying, "second_copy", ()), ordered=True))
+                   second_copy.read(reader, reader.table(copying, "second_copy", ()), ordered=True),
+                   # an order from before there was a loss report says nothing of losses
+                   reader.loss(reader.table(value.get("loss", {}), "loss", ()), Loss(LossRule.WARN)))
 
 
 def load(layers: Sequence[tuple[str, str]]) -> Policy:
     """Merge TOML layers, each (name for messages, text), earliest first.
 
-    [unlisted] and [second_copy] of a later layer replace the earlier one's. Raises ConfigError naming layer,
-    line, rule and key.
+    [unlisted] and [second_copy] of a later layer replace the earlier one's, [loss] adds to what it ignores.
+    Raises ConfigError naming layer, line, rule and key.
     """
     rules: list[Rule] = []
-    unlisted, copying = Unlisted(), SecondCopy()
+    unlisted, copying, loss = Unlisted(), SecondCopy(), Loss()
     for name, text in layers:
         reader = Reader(name, text)
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise Reader(name).fail((), f"not valid TOML: {error}") from error
-        reader.known(raw, ("rule", "unlisted", "second_copy"), "the file", ())
+        reader.known(raw, ("rule", "unlisted", "second_copy", "loss"), "the file", ())
         for number, item in enumerate(reader.tables(raw.get("rule", []), "rule", ("rule",))):
             place, where = ("rule", number), f"rule {number + 1}"
             reader.known(item, RULE_KEYS, where, place)
@@ -173,7 +205,9 @@ def load(layers: Sequence[tuple[str, str]]) -> Policy:
             unlisted = reader.unlisted(reader.table(raw["unlisted"], "[unlisted]", ("unlisted",)))
         if "second_copy" in raw:
             copying = second_copy.read(reader, reader.table(raw["second_copy"], "[second_copy]", ("second_copy",)))
-    return Policy(tuple(rules), unlisted, copying)
+        if "loss" in raw:
+            loss = reader.loss(reader.table(raw["loss"], "[loss]", ("loss",)), loss)
+    return Policy(tuple(rules), unlisted, copying, loss)
 
 
 FAMILIES = ("debian", "redhat", "suse")

@@ -29,6 +29,16 @@ RULE_KEYS = ("keep", "exclude", "when", "merge", *conditions.KEYS)
 
 UNLISTED_KEYS = ("look", "skip", "max_bytes")
 
+LOSS_KEYS = ("rule", "ignore")
+
+
+class LossRule(StrEnum):
+    """What an upgrade does about things that it would lose: `[loss] rule`."""
+
+    ASK = "ask"
+    WARN = "warn"
+    REFUSE = "refuse"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -60,6 +70,19 @@ class Rule:
         if self.merge not in {"", ACCOUNTS}:  # the accounts' merger is that of their files
             found["merge"] = self.merge
         return {**found, **self.conditions.to_json()}
+
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is done about losses, and globs of what nobody would miss."""
+
+    rule: LossRule = LossRule.ASK
+    ignore: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return what an order carries."""
+        return {"rule": self.rule.value, "ignore": list(self.ignore)}
 
 
 @dataclass(frozen=True)
@@ -183,6 +206,17 @@ class Reader:
         return Unlisted(self.globs(raw.get("look", []), "[unlisted] look", (*place, "look")),
                         self.globs(raw.get("skip", []), "[unlisted] skip", (*place, "skip")), limit, self.name,
                         self.line(place))
+
+    def loss(self, raw: Mapping[str, object], before: Loss) -> Loss:
+        """Return what a [loss] table says over the earlier layers': its rule is the later one, its globs are added."""
+        place = ("loss",)
+        self.known(raw, LOSS_KEYS, "[loss]", place)
+        word = raw.get("rule", before.rule.value)
+        if not isinstance(word, str) or word not in list(LossRule):
+            raise self.fail((*place, "rule"), f"[loss] has rule = {word!r}; "
+                            + hint(str(word), [rule.value for rule in LossRule]))
+        more = self.globs(raw.get("ignore", []), "[loss] ignore", (*place, "ignore"))
+        return Loss(LossRule(word), tuple(dict.fromkeys((*before.ignore, *more))))
 
     def _words(self, raw: Mapping[str, object], key: str, where: str, place: Place) -> tuple[str, ...]:
         if key not in raw:

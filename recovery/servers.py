@@ -50,10 +50,16 @@ def manifest(believed: TrustedCatalogue, target: Target, order_id: str) -> bytes
     return data
 
 
-def current_order(client: Client, path: str, *, deadline_s: float = ORDER_DEADLINE_S) -> bytes | None:
-    """Return the envelope that the control server answers to `path`, None when there is no order."""
+def current_order(client: Client, path: str, *, deadline_s: float = ORDER_DEADLINE_S,
+                  asked: Callable[[str], None] = lambda _: None) -> bytes | None:
+    """Return the envelope that the control server answers to `path`, None when there is no order.
+
+    `asked` is told what the server wants of a host that has none.
+    """
     answer = client.request("GET", path, max_bytes=MAX_ORDER_BYTES, deadline_s=deadline_s)
     if answer.status == HTTPStatus.NO_CONTENT:
+        if "reroot-asks" in answer.headers:
+            asked(answer.headers["reroot-asks"])
         return None
     if answer.status != HTTPStatus.OK:
         answer.accepted()

@@ -7,7 +7,7 @@ hosts seem overdue, which halts, and one set back delays the next trigger by an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -72,6 +72,8 @@ class State:
     failed: Mapping[str, str] = field(default_factory=dict)
     accepted: frozenset[str] = frozenset()  # failed hosts that an operator resumed past
     last_trigger: float | None = None
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Pending hosts that wait for somebody's answer, and for which: neither triggered nor failed, and no budget's."""
 
     def pending(self) -> list[str]:
         """Return the hosts still to be triggered, in order."""
@@ -108,6 +110,21 @@ class Failed:
     reason: str
 
 
+@dataclass(frozen=True)
+class Held:
+    """`host` may not be triggered before somebody answered; one whose order ended for that is pending again."""
+
+    host: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Freed:
+    """`host` need not wait for an answer any more."""
+
+    host: str
+
+
 class Command(StrEnum):
     """What an operator may say."""
 
@@ -116,7 +133,7 @@ class Command(StrEnum):
     ABORT = "abort"
 
 
-Event = Healthy | Failed | Command
+Event = Healthy | Failed | Held | Freed | Command
 
 
 @dataclass(frozen=True)
@@ -148,8 +165,19 @@ class Finish:
 Action = Trigger | Wait | Halt | Finish
 
 
-def step(state: State, events: Iterable[Event], now: float, knob_s: float | None = None) -> tuple[State, list[Action]]:
-    """Take in `events`, then say what to do at `now`; `knob_s` is the operator's interval as it stands this moment."""
+def candidates(state: State, now: float, knob_s: float | None, most: int) -> list[str]:
+    """Return up to `most` hosts that a step at `now` could trigger, in order: none before the next trigger is due."""
+    if state.phase is not Phase.RUNNING or _due(state, now, knob_s) > now:
+        return []
+    return [host for host in state.pending() if host not in state.held][:most]
+
+
+def step(state: State, events: Iterable[Event], now: float, knob_s: float | None = None,
+         ready: Collection[str] | None = None) -> tuple[State, list[Action]]:
+    """Take in `events`, then say what to do at `now`; `knob_s` is the operator's interval as it stands this moment.
+
+    With `ready` no other hosts are triggered: they were not looked at yet.
+    """
     state = _not_in_future(state, now)
     for event in events:
         state = _take(state, event)
@@ -160,10 +188,10 @@ def step(state: State, events: Iterable[Event], now: float, knob_s: float | None
             state = replace(state, phase=Phase.HALTED, reason=reason)
             return state, [*actions, Halt(reason)]
         host = _next_host(state)
-        if host is None and not state.in_flight:
+        if host is None and not state.in_flight and not state.held:
             return replace(state, phase=Phase.DONE), [*actions, Finish()]
         due = _due(state, now, knob_s)
-        if host is None or due > now:
+        if host is None or due > now or (ready is not None and host not in ready):
             break
         state = replace(state, in_flight={**state.in_flight, host: now}, last_trigger=now)
         actions.append(Trigger(host))
@@ -177,6 +205,10 @@ def _take(state: State, event: Event) -> State:
                            in_flight=_without(state.in_flight, host), failed=_without(state.failed, host))
         case Failed(host, reason) if host in state.in_flight:
             return replace(state, in_flight=_without(state.in_flight, host), failed={**state.failed, host: reason})
+        case Held(host, reason) if host in state.in_flight or not state.began(host):
+            return replace(state, in_flight=_without(state.in_flight, host), held={**state.held, host: reason})
+        case Freed(host) if host in state.held:
+            return replace(state, held=_without(state.held, host))
         case Command.PAUSE if state.phase is Phase.RUNNING:
             return replace(state, phase=Phase.PAUSED, reason="paused by an operator")
         case Command.RESUME if state.phase is Phase.PAUSED:
@@ -222,7 +254,7 @@ def _next_host(state: State) -> str | None:
         return None
     for wave in state.waves:
         for host in wave:
-            if not state.began(host):
+            if not state.began(host) and host not in state.held:
                 return host
         if any(host not in state.healthy and host not in state.accepted for host in wave):
             return None

@@ -17,6 +17,7 @@ def to_json(state: State) -> dict[str, object]:
         "phase": state.phase.value, "reason": state.reason, "in_flight": dict(state.in_flight),
         "healthy": sorted(state.healthy),
         "failed": dict(state.failed), "accepted": sorted(state.accepted), "last_trigger": state.last_trigger,
+        "held": dict(state.held),
     }
 
 
@@ -31,6 +32,7 @@ def from_json(kept: Mapping[str, Any]) -> State:
             healthy=frozenset(kept["healthy"]), failed={str(h): str(why) for h, why in kept["failed"].items()},
             accepted=frozenset(kept["accepted"]),
             last_trigger=None if kept["last_trigger"] is None else float(kept["last_trigger"]),
+            held={str(h): str(why) for h, why in kept.get("held", {}).items()},  # none before there was a loss report
         )
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise CorruptError(f"the rollout's kept state cannot be read ({error!r}); start another") from error
@@ -49,6 +51,7 @@ def view(state: State, now: float, knob_s: float | None = None) -> dict[str, obj
         "hosts": len(hosts), "pending": len(pending), "healthy": len(state.healthy),
         "in_flight": [{"host": host, "since_s": round(max(0.0, now - since), 1)}
                       for host, since in state.in_flight.items()],
+        "held": [{"host": host, "reason": why} for host, why in state.held.items()],
         "failed": [{"host": host, "reason": why, "accepted": host in state.accepted}
                    for host, why in state.failed.items()],
         "blast_budget": state.pace.blast_budget, "failure_budget": state.pace.failure_budget,

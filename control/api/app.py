@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from control.api import admin, boot, fleetlock, hosts, precious, rollouts, tickets
+from control.api import admin, boot, fleetlock, hosts, losses, precious, rollouts, tickets
 from control.api.refusals import refusal
 from control.database import unwritable
 from control.parts import Parts
@@ -28,8 +28,8 @@ def application(parts: Parts) -> FastAPI:
     app = FastAPI(title="reroot", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json",
                   redirect_slashes=False)
     app.state.parts = parts
-    for router in (hosts.router, tickets.router, fleetlock.router, boot.router, rollouts.router, admin.router,
-                   precious.of_hosts, precious.of_people):
+    for router in (hosts.router, losses.router, tickets.router, fleetlock.router, boot.router, rollouts.router,
+                   admin.router, precious.of_hosts, precious.of_people):
         app.include_router(router)
     app.add_exception_handler(RerootError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from control import auth, book
+from control import auth, book, losses
 from control.api.requests import MAX_ENROL_BYTES, Body, SignedRequest, parse, read_body
 from control.bell import left
 from control.book import Told
@@ -97,8 +97,12 @@ def opened(parts: Parts, host: str, key: str | None, body: bytes) -> dict[str, o
 @router.get("/hosts/{host}/order")
 async def order(
     host: str, request: Request, signed: SignedRequest, wait: Annotated[float, Query(ge=0, le=120)] = 0.0,
+    loss: bool = False,
 ) -> Response:
-    """Return the host's current order, waiting for one up to `wait` seconds."""
+    """Return the host's current order, waiting for one up to `wait` seconds.
+
+    A host that says `loss=1` is told at once, by a header of the empty answer, that it owes a loss report.
+    """
     signed.must_be(host)
     parts = parts_of(request)
     deadline = clock.monotonic() + wait
@@ -107,6 +111,8 @@ async def order(
             found = await asyncio.to_thread(book.current_order, parts.database, host, clock.wall())
             if found is not None:
                 return envelope(found)
+            if loss and await asyncio.to_thread(losses.is_asked, parts.database, host):
+                return Response(status_code=204, headers={"Reroot-Asks": "loss"})
             if not left(deadline) or parts.bell.closed or await request.is_disconnected():
                 return Response(status_code=204)
             await parts.bell.wait(rung, min(left(deadline), LOOK_AGAIN_S))

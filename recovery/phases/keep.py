@@ -41,6 +41,7 @@ def preserve(session: Session) -> Mapping[str, object]:
     disks.sync_filesystem(places.local)
     kept = keep.verify(into, session.progress("preserve"))
     assert session.index is not None
+    keep.refuse_losses(kept, policy)
     keep.refuse_stops(kept, policy, frozenset(entry.path for entry in session.index.entries))
     room.require(session, root.size_bytes, kept)
     keep.write_base(into, oldrelease.ask(session, was, kept, policy))

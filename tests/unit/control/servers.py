@@ -45,13 +45,15 @@ def free_port() -> int:
             return port
 
 
-def make_site(folder: Path, extra: str = "") -> Site:
+def make_site(folder: Path, extra: str = "", loss: str = "warn") -> Site:
     """Make a site whose server listens on free loopback ports and works quickly."""
     api, content = free_port(), free_port()
     site = sites.init(folder, f"http://127.0.0.1:{api}")
     text = site.config.read_text().replace(f"0.0.0.0:{api}", f"127.0.0.1:{api}").replace(
         "0.0.0.0:8081", f"127.0.0.1:{content}")
     site.config.write_text(f"{text}\n[rollout]\ntick_s = 0.1\n{extra}")
+    # most machines here have no agent that could make a loss report
+    site.precious.write_text(f"{site.precious.read_text()}\n[loss]\nrule = \"{loss}\"\n")
     return site
 
 

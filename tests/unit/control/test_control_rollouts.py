@@ -13,6 +13,7 @@ from servers import Machine, Server, make_site, publish_release, serving, wait_u
 from control.catalogue import SiteCatalogue
 from control.config import RolloutSection
 from control.database import Database, HostRow
+from control.lossgate import Gate, Verdict
 from control.orders import Wish
 from control.rollouts import Demand, Rollouts
 from fleet.hosts import HostsFile
@@ -168,6 +169,11 @@ class Failing:
 
     def check_release(self, *_: object) -> None:
         """Let every release pass."""
+
+    def verdict(self, *_: object) -> Verdict:
+        return Verdict(Gate.CLEAR)
+
+    gate = verdict
 
     def issue(self, wish: Wish, _hosts: object, now: float) -> SimpleNamespace:
         if self.broken:

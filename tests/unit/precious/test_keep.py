@@ -224,6 +224,14 @@ def test_stop_is_refused_when_the_image_has_it(old: Path, tmp_path: Path) -> Non
         keep.refuse_stops(kept, policy, frozenset({b"etc/both"}))
 
 
+def test_refuse_refuses_files_that_no_rule_keeps_before_the_wipe(old: Path, tmp_path: Path) -> None:
+    kept = keep.collect(old, POLICY, tmp_path / "kept")
+    for rule in ("ask", "warn"):
+        keep.refuse_losses(kept, load([("test", f'[loss]\nrule = "{rule}"')]))
+    with pytest.raises(RefusedError, match=r"files would not come back, the first is /etc/.*nothing was wiped"):
+        keep.refuse_losses(kept, load([("test", '[loss]\nrule = "refuse"')]))
+
+
 def test_files_of_packages_are_not_unlisted_unless_somebody_changed_them(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write(root, "etc/owned", b"x")

@@ -9,7 +9,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plumbing.errors import CorruptError, UsageError
 from rollout import record
-from rollout.executor import Command, Event, Failed, Finish, Halt, Healthy, Pace, Phase, State, Trigger, Wait, step
+from rollout.executor import (
+    Command,
+    Event,
+    Failed,
+    Finish,
+    Freed,
+    Halt,
+    Healthy,
+    Held,
+    Pace,
+    Phase,
+    State,
+    Trigger,
+    Wait,
+    candidates,
+    step,
+)
 
 PACE = Pace(target_s=10, start_s=40, tighten_every=2, blast_budget=4, failure_budget=2, host_timeout_s=300)
 
@@ -154,8 +170,43 @@ def test_the_view() -> None:
     assert told == {
         "phase": "running", "reason": "", "interval_s": 20.0, "knob_s": 20.0, "target_s": 10, "wave": 2, "waves": 2,
         "hosts": 5, "pending": 2, "healthy": 1, "in_flight": [{"host": "w0h2", "since_s": 5.0}],
+        "held": [],
         "failed": [{"host": "w0h1", "reason": "panic", "accepted": False}], "blast_budget": 4, "failure_budget": 2,
         "next": ["w1h0", "w1h1"]}
+
+
+def test_a_held_host_is_gone_round_and_taken_when_it_is_free() -> None:
+    state, actions = run(State(PACE, hosts(2)), 0.0, Held("w0h0", "an answer"))
+    assert actions == [Trigger("w0h1"), Wait(300.0)] and state.pending() == ["w0h0"]
+    state, actions = run(state, 50.0, Healthy("w0h1"))
+    assert (state.phase, actions) == (Phase.RUNNING, [Wait(None)]), "it is not over before everybody has a result"
+    assert record.view(state, 50.0)["held"] == [{"host": "w0h0", "reason": "an answer"}]
+    state, actions = run(state, 9_000.0)
+    assert state.failed == {} and actions == [Wait(None)], "however long it takes"
+    state, actions = run(state, 9_001.0, Freed("w0h0"))
+    assert actions[0] == Trigger("w0h0") and state.held == {}
+
+
+def test_a_held_host_keeps_the_next_wave_back() -> None:
+    _, actions = run(State(PACE, hosts(1, 1)), 0.0, Held("w0h0", "an answer"))
+    assert actions == [Wait(None)]
+
+
+def test_a_host_in_flight_whose_order_ended_for_an_answer_is_pending_again() -> None:
+    state, _ = run(State(PACE, hosts(2)), 0.0)
+    state, actions = run(state, 1.0, Held("w0h0", "an answer"))
+    assert (dict(state.in_flight), state.failed, actions) == ({}, {}, [Wait(39.0)]), "the pace is as it was"
+    state, actions = run(state, 40.0, Freed("w0h0"))
+    assert actions[0] == Trigger("w0h0")
+
+
+def test_only_hosts_that_were_looked_at_are_triggered() -> None:
+    state = State(PACE, hosts(3))
+    assert candidates(state, 0.0, None, 2) == ["w0h0", "w0h1"]
+    assert step(state, [], 0.0, 0.0, {"w0h0"})[1] == [Trigger("w0h0"), Wait(0.0)]
+    state, _ = run(state, 0.0, Held("w0h0", "an answer"))
+    assert candidates(state, 39.0, None, 9) == [], "none is due"
+    assert candidates(state, 40.0, None, 9) == ["w0h2"]
 
 
 class AnyNight(RuleBasedStateMachine):
@@ -199,6 +250,14 @@ class AnyNight(RuleBasedStateMachine):
     def a_host_reports(self, data: st.DataObject, well: bool) -> None:
         host = data.draw(st.sampled_from([host for wave in self.state.waves for host in wave]))
         self.advance(Healthy(host) if well else Failed(host, "x"))
+
+    @rule(data=st.data(), free=st.booleans())
+    def a_host_waits_for_an_answer(self, data: st.DataObject, free: bool) -> None:
+        pending = self.state.pending()
+        if pending:
+            host = data.draw(st.sampled_from(pending))
+            self.advance(Freed(host) if free else Held(host, "an answer"))
+            assert free or host not in self.state.in_flight
 
     @rule(word=st.sampled_from([Command.PAUSE, Command.RESUME, Command.RESUME]))
     def operator(self, word: Command) -> None:
