@@ -1,4 +1,4 @@
-"""`reroot recovery …`: build the recovery image, list them, show what one weighs. I/O: the site, stdout."""
+"""`reroot recovery …`: build the recovery image, list them, show what one weighs, write one to a file. I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import typer
 
 from cli import console
 from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
-from plumbing.errors import UsageError
+from plumbing import durable
+from plumbing.errors import DiskError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="The recovery image: what runs while a host has no root.")
 
 RefArgument = Annotated[
     str, typer.Argument(metavar="NAME/VERSION/ARCH", help="The recovery image; /ARCH may be left out.")]
+OutOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
+ArgumentOption = Annotated[
+    list[str] | None, typer.Option("--argument", metavar="WORD", help="One more word for the kernel; repeatable.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")]
 
 
@@ -98,6 +102,62 @@ def ledger(image: RefArgument, site: SiteOption = SITE, as_json: JsonOption = Fa
     digest, _size = recovery_manifest.parts(store.manifest(recovery_manifest.ref(name, version, arch)))["ledger.json"]
     found = Ledger.from_json(store.read_json_blob(digest))
     print(json.dumps(asdict(found), indent=1) if as_json else found.table())
+
+
+@app.command()
+def iso(
+    image: RefArgument, out: OutOption, argument: ArgumentOption = None, site: SiteOption = SITE,
+) -> None:
+    """Write the recovery image as an ISO: a CD, or copied as it is to a stick; starts BIOS and UEFI machines."""
+    from imaging.recovery_image import iso as medium
+
+    parts, words = _to_start(image, site, argument)
+    data = medium.make(medium.Medium(parts["vmlinuz"], parts["initrd.img"], words, medium.source_date(os.environ)))
+    _write(out, data)
+    print(f"as a CD: burn it; as a stick (all on it goes): dd if={out} of=/dev/DISK bs=4M conv=fsync")
+
+
+@app.command()
+def uki(
+    image: RefArgument, out: OutOption, argument: ArgumentOption = None, site: SiteOption = SITE,
+) -> None:
+    """Write the recovery image as one EFI program, for an ESP (EFI/BOOT/BOOTX64.EFI) or UEFI HTTP boot."""
+    from control.api.boot import UNIFIED
+    from control.site import Site
+    from imaging.recovery_image import unified
+
+    parts, words = _to_start(image, site, argument)
+    _write(out, unified.make(parts["vmlinuz"], parts["initrd.img"], words, "/".join(_split(image))))
+    if out.absolute() != (served := Site.open(site).boot / UNIFIED):
+        print(f"as {served} it is what UEFI HTTP boot gets")
+
+
+def _to_start(image: str, site: Path, arguments: list[str] | None) -> tuple[dict[str, bytes], list[str]]:
+    """Return kernel and initramfs of an image, checked against the catalogue, and what the kernel is told."""
+    from control.config import load
+    from control.site import Site
+    from imaging import recovery_manifest
+    from imaging.catalogue import Catalogue
+    from imaging.store import Store
+
+    opened = Site.open(site)
+    config = load(opened.config)
+    store = Store(opened.store)
+    target = recovery_manifest.target(*_split(image))
+    manifest = Catalogue(opened.catalogue, opened.keys).read(target)
+    needed = ("vmlinuz", "initrd.img")
+    parts = {title: store.read_json_blob(digest, size)
+             for title, (digest, size) in recovery_manifest.parts(manifest, needed).items()}
+    return parts, [f"reroot.control={config.server.public_url}", *config.boot.arguments, *(arguments or [])]
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        durable.write_file(out, data)
+    except OSError as error:
+        raise DiskError(f"{out} cannot be written ({error.strerror}); name a file in a folder that is there, with "
+                        f"{len(data) >> 20} MiB of room") from error
+    print(f"{out}: {len(data) / 1024:.0f} KiB")
 
 
 def _split(image: str) -> tuple[str, str, str]:
