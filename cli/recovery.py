@@ -13,7 +13,7 @@ import typer
 from cli import console
 from cli.admin import SITE, KeysOption, SiteOption, catalogue_of
 from plumbing import durable
-from plumbing.errors import DiskError, UsageError
+from plumbing.errors import DiskError, NotFoundError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="The recovery image: what runs while a host has no root.")
 
@@ -130,6 +130,31 @@ def uki(
     _write(out, unified.make(parts["vmlinuz"], parts["initrd.img"], words, "/".join(_split(image))))
     if out.absolute() != (served := Site.open(site).boot / UNIFIED):
         print(f"as {served} it is what UEFI HTTP boot gets")
+
+
+@app.command()
+def program(
+    host: Annotated[str, typer.Argument(help="The host that may run it; as in hosts.toml.")],
+    file: Annotated[Path, typer.Argument(help="A script (#!/bin/sh: busybox) or a static executable.")],
+    out: OutOption,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="How long it may be run.")] = 30,
+    site: SiteOption = SITE,
+) -> None:
+    """Sign a program for one host's rescue menu; put the file on that host as /local/recover/recover."""
+    from control.site import Site
+    from fleet.hosts import load as load_hosts
+    from imaging.keys import load_private
+    from plumbing import clock
+    from recovery import ownprogram
+
+    opened = Site.open(site)
+    load_hosts(opened.hosts).get(host)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{file} cannot be read ({error.strerror}); name the program to sign") from error
+    made = ownprogram.Program(host, clock.wall() + days * 86400, data)
+    _write(out, ownprogram.sign(made, load_private(opened.orders_key)))
 
 
 def _to_start(image: str, site: Path, arguments: list[str] | None) -> tuple[dict[str, bytes], list[str]]:

@@ -12,7 +12,10 @@ from cli import main
 from imaging import recovery_manifest
 from imaging.catalogue import Catalogue
 from imaging.store import Store
+from plumbing import clock
+from plumbing.errors import TrustError
 from plumbing.run import run
+from recovery import ownprogram
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_build_publishes_and_ledger_reads_it_back(site: Path, capsys: pytest.Cap
 def test_iso_and_unified_image_carry_the_site(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = recovery_manifest.parts(Store(site / "store").manifest("recovery/debian/1/amd64"))
     initrd = Store(site / "store").read_json_blob(*parts["initrd.img"])
-    made = {}
+    made: dict[str, bytes] = {}
     for kind in ("iso", "uki"):
         for again in ("", "-again"):
             out = site.parent / f"recovery{again}.{kind}"
@@ -82,6 +85,21 @@ def test_iso_and_unified_image_carry_the_site(site: Path, capsys: pytest.Capture
         run(["objcopy", "--dump-section", f"{section}={site.parent / 'section'}", site.parent / "recovery.uki",
              site.parent / "copy.uki"])
         assert (site.parent / "section").read_bytes() == wanted
+
+
+def test_a_program_for_a_host_s_rescue_menu(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, out = site.parent / "script", site.parent / "recover"
+    script.write_bytes(b"#!/bin/sh\necho hello\n")
+    assert reroot(site, "program", "alpha", str(script), "-o", str(out)) == 4, "no such host"
+    (site / "hosts.toml").write_text('[[host]]\nname = "alpha"\n')
+    assert reroot(site, "program", "alpha", str(site.parent / "gone"), "-o", str(out)) == 4
+    assert "cannot be read" in capsys.readouterr().err
+    assert reroot(site, "program", "alpha", str(script), "-o", str(out)) == 0
+    keys = Catalogue(site / "catalogue", site / "keys").read("orders/keys.json")
+    now = clock.wall()
+    assert ownprogram.verify(out.read_bytes(), keys, host="alpha", now=now + 29 * 86400).data == script.read_bytes()
+    with pytest.raises(TrustError):
+        ownprogram.verify(out.read_bytes(), keys, host="alpha", now=now + 31 * 86400)
 
 
 @pytest.mark.parametrize(("kind", "words", "code", "says"), [
