@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,9 @@ def build(
         str, typer.Option(help="The distribution's kernel package, or a metapackage.")] = "linux-image-cloud-amd64",
     kernel_root: Annotated[
         Path | None, typer.Option(help="A root with /boot/vmlinuz-* and /lib/modules, instead.")] = None,
-    budget: Annotated[int, typer.Option(min=1, max=1024, help="MiB that the initramfs may weigh.")] = 16,
+    budget: Annotated[int, typer.Option(min=1, max=1024, help="MiB that the initramfs may weigh.")] = 12,
+    payload_budget: Annotated[
+        int, typer.Option(min=1, max=2048, help="MiB that kernel and initramfs may weigh.")] = 26,
     level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: 19 takes half a minute, 3 a second.")] = 19,
     cache: Annotated[Path | None, typer.Option(help="Where kernel packages are kept.", show_default=False)] = None,
     site: SiteOption = SITE, keys: KeysOption = None, as_json: JsonOption = False,
@@ -42,6 +43,7 @@ def build(
     from imaging import recovery_manifest
     from imaging.recovery_image import build as building
     from imaging.recovery_image import kernel as kernels
+    from imaging.recovery_image.ledger import Budget
     from imaging.store import Store
 
     name, version, arch = _split(image)
@@ -49,7 +51,8 @@ def build(
     kernel = kernels.from_root(kernel_root) if kernel_root is not None else kernels.from_package(
         cache or _cache(), kernel_package)
     catalogue = catalogue_of(site, keys)
-    recipe = building.Recipe(name, version, arch, kernel, catalogue.root_json(), budget_bytes=budget << 20, level=level)
+    recipe = building.Recipe(name, version, arch, kernel, catalogue.root_json(), level=level,
+                             budget=Budget(budget << 20, payload_budget << 20))
     made = building.make(recipe, say=lambda text: None if as_json else print(text))
     manifest = building.publish(Store(opened.store), recipe, made)
     target = recovery_manifest.target(name, version, arch)
@@ -90,8 +93,12 @@ def listing(site: SiteOption = SITE, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def ledger(image: RefArgument, site: SiteOption = SITE, as_json: JsonOption = False) -> None:
-    """Show what each part of a recovery image weighs and why it is in."""
+def ledger(
+    image: RefArgument,
+    files: Annotated[bool, typer.Option("--files", help="Every file, not every part.")] = False,
+    site: SiteOption = SITE, as_json: JsonOption = False,
+) -> None:
+    """Show what each part, or each file, of a recovery image weighs and why it is in."""
     from control.site import Site
     from imaging import recovery_manifest
     from imaging.recovery_image.ledger import Ledger
@@ -101,7 +108,7 @@ def ledger(image: RefArgument, site: SiteOption = SITE, as_json: JsonOption = Fa
     store = Store(Site.open(site).store)
     digest, _size = recovery_manifest.parts(store.manifest(recovery_manifest.ref(name, version, arch)))["ledger.json"]
     found = Ledger.from_json(store.read_json_blob(digest))
-    print(json.dumps(asdict(found), indent=1) if as_json else found.table())
+    print(found.to_json().decode() if as_json else found.file_table() if files else found.table())
 
 
 @app.command()

@@ -81,6 +81,11 @@ class Disks:
     boot: PartitionRef
 
 
+def size_bytes(text: str) -> int:
+    """Return the bytes of a size as SIZE has it, such as 512MiB."""
+    return int(text[:-3]) * _UNITS[text[-3:]]
+
+
 @dataclass(frozen=True)
 class LayoutPartition:
     """One partition to be made; `size` as written, e.g. 512MiB or rest."""
@@ -92,7 +97,7 @@ class LayoutPartition:
     @property
     def size_bytes(self) -> int | None:
         """The size in bytes, None for what is left over."""
-        return None if self.size == "rest" else int(self.size[:-3]) * _UNITS[self.size[-3:]]
+        return None if self.size == "rest" else size_bytes(self.size)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def test_new_host_is_answered_at_once(config: configuration.Config, tmp_path: Pa
 def test_firmware_that_boots_by_http_gets_a_url_of_its_own(config: configuration.Config) -> None:
     responder = Responder(settings(config, parse(
         '[[host]]\nname = "alpha"\nmacs = ["52:54:00:00:00:01"]\naddress = "10.1.0.11/24"\n')))
-    asked: dict[int, bytes] = {Option.MESSAGE: bytes([Message.DISCOVER]), Option.VENDOR_CLASS: b"HTTPClient:Arch:00016:UNDI:003001"}
+    asked: dict[int, bytes] = {Option.MESSAGE: bytes([Message.DISCOVER]),
+                               Option.VENDOR_CLASS: b"HTTPClient:Arch:00016:UNDI:003001"}
 
     def offered(arch: int) -> Packet:
         packet = Packet(REQUEST, 1, bytes.fromhex("525400000001"),

@@ -262,6 +262,19 @@ def test_boot_script(machine: Make, server: Server) -> None:
     assert Client(server.content).request("GET", kernel.removeprefix(server.content)).body == b"a kernel"
 
 
+def test_a_host_with_too_little_memory_gets_no_order(machine: Make) -> None:
+    blank = machine()
+    blank.add(layout={"disk": "D1"}, memory="255MiB")
+    refused = blank.issue(mode="install", release="debian/13.1/amd64")
+    assert refused.status == 403 and b"has 255 MiB of memory" in refused.body and b"needs 256" in refused.body
+    living = machine().join()
+    living.inventory(memory_bytes=(256 << 20) - 1)
+    assert living.issue(release="debian/13.1/amd64").status == 403
+    assert "order" not in living.shown() or living.shown()["order"] is None
+    living.inventory(memory_bytes=256 << 20)
+    assert living.issue(release="debian/13.1/amd64").status == 201
+
+
 def test_the_program_of_http_boot(machine: Make, server: Server) -> None:
     host = machine()
     host.add(layout={"disk": "D1"})

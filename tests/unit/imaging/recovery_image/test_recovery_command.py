@@ -11,6 +11,7 @@ import pytest
 from cli import main
 from imaging import recovery_manifest
 from imaging.catalogue import Catalogue
+from imaging.recovery_image.ledger import Ledger
 from imaging.store import Store
 from plumbing import clock
 from plumbing.errors import TrustError
@@ -53,7 +54,12 @@ def test_build_publishes_and_ledger_reads_it_back(site: Path, capsys: pytest.Cap
     assert found["packed_bytes"] == told["sizes"]["initrd.img"] and found["budget_bytes"] == 20 << 20
     assert reroot(site, "ledger", "debian/1") == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("part") and table[-1].startswith("total") and "library cryptography" in table[1]
+    assert table[0].startswith("part") and table[-2].startswith("total") and "library cryptography" in table[1]
+    assert recovery_manifest.memory_bytes(manifest) == Ledger.from_json(json.dumps(found).encode()).memory_bytes > 0
+    assert reroot(site, "ledger", "debian/1", "--files") == 0
+    files = capsys.readouterr().out
+    assert "/bin/busybox  (modprobe, mount" in files
+    assert all(line.endswith(")") and not line.endswith("()") for line in files.splitlines()[1:]), "each has its reason"
 
 
 def test_iso_and_unified_image_carry_the_site(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
