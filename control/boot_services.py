@@ -92,7 +92,8 @@ def settings(config: Config, hosts: Hosts) -> dhcp.Settings:
             network=IPv4Network(subnet.network), server=IPv4Address(subnet.server), domain=subnet.domain,
             router=_address(subnet.router), first=_address(subnet.first), last=_address(subnet.last),
             dns=tuple(IPv4Address(one) for one in subnet.dns)) for subnet in section.subnet),
-        reservations=reservations, script_url=f"{url}/boot/ipxe?mac=", http_boot_url=f"{url}/boot/files/ipxe.efi",
+        reservations=reservations, script_url=f"{url}/boot/ipxe?mac=",
+        http_boot_url=f"{url}/boot/http/{{mac}}/recovery.efi",
         lease_s=section.lease_s, proxy=section.mode == "proxy", known_only=section.known_only)
 
 

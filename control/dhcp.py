@@ -41,7 +41,10 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the site wants; `script_url` is the iPXE script's URL up to the MAC address."""
+    """What the site wants; `script_url` is the iPXE script's URL up to the MAC address.
+
+    `http_boot_url` is where firmware with HTTP boot finds its program, `{mac}` in it being the machine's.
+    """
 
     subnets: tuple[Subnet, ...]
     reservations: Mapping[bytes, Reservation]
@@ -107,7 +110,7 @@ def boot_options(packet: Packet, settings: Settings, server: IPv4Address) -> tup
         return url, {Option.BOOT_FILE: url}
     arch = _architecture(packet)
     if vendor.startswith(b"HTTPClient") and arch == ARCH_EFI_HTTP_X64:
-        url = settings.http_boot_url.encode()
+        url = settings.http_boot_url.replace("{mac}", packet.mac.hex("-")).encode()
         return url, {Option.VENDOR_CLASS: b"HTTPClient", Option.BOOT_FILE: url}
     if vendor.startswith(b"PXEClient") and arch is not None and arch in BOOT_FILES:
         name = BOOT_FILES[arch].encode()

@@ -5,19 +5,10 @@ Protocol: docs/protocols/boot.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from plumbing.errors import UsageError
-
-_WORD = re.compile(r"[A-Za-z0-9._:/=,@%+\-\[\]]+")
-
-
-def word(text: str) -> str:
-    """Return `text` when it can stand in a script as it is; raises UsageError otherwise."""
-    if not _WORD.fullmatch(text):
-        raise UsageError(f"{text[:60]!r} cannot stand in a boot script; use letters, digits and ._:/=,@%+-")
-    return text
+from imaging.recovery_image.bootline import line as boot_line
+from imaging.recovery_image.bootline import word
 
 
 def recovery_script(kernel_url: str, initrd_url: str, arguments: Sequence[str]) -> str:
@@ -25,7 +16,7 @@ def recovery_script(kernel_url: str, initrd_url: str, arguments: Sequence[str]) 
 
     `initrd=` names the initramfs for the EFI stub; BIOS kernels ignore it.
     """
-    line = " ".join(word(argument) for argument in arguments)
+    line = boot_line(arguments)
     return "\n".join([
         "#!ipxe",
         "echo reroot: fetching the recovery image",

@@ -21,6 +21,7 @@ from control.config import Config, MailSection
 from control.database import Database, OrderRow
 from control.lossgate import Gate, Verdict
 from fleet.hosts import Host, Hosts
+from imaging import recovery_manifest
 from imaging.keys import load_private
 from imaging.release import Release
 from plumbing import clock
@@ -178,7 +179,7 @@ class Issuer:
         checked = set()
         for host in members:
             facts = book.facts_of(self._database, host.name)
-            key = (_arch(host.name, facts), host.recovery)
+            key = (_arch(host.name, facts), host.recovery, memory_bytes(host, facts))
             if key not in checked:
                 checked.add(key)
                 self._choose(Wish(host.name, release=release, recovery=recovery), host, facts)
@@ -235,7 +236,24 @@ class Issuer:
             raise UsageError(f"{path} names no recovery image; add --recovery NAME/VERSION/ARCH")
         recovery_path = target_path("recovery", named, release.arch)
         recovery = self.targets.read(recovery_path)
+        require_memory(host, facts, recovery_manifest.memory_bytes(recovery), recovery_path)
         return Target(path, sha256(manifest)), Target(recovery_path, sha256(recovery))
+
+
+def memory_bytes(host: Host, facts: Mapping[str, object]) -> int | None:
+    """Return the memory of a host: as its agent reported it, else as hosts.toml has it; None when neither says."""
+    told = facts.get("memory_bytes")
+    if isinstance(told, int) and not isinstance(told, bool) and told > 0:
+        return told
+    return orders.size_bytes(host.memory) if host.memory is not None else None
+
+
+def require_memory(host: Host, facts: Mapping[str, object], needed: int, image: str) -> None:
+    """Raise RefusedError for a host that is known to have too little memory to run its recovery image."""
+    there = memory_bytes(host, facts)
+    if there is not None and there < needed:
+        raise RefusedError(f"{host.name} has {there >> 20} MiB of memory and {image} needs {-(-needed >> 20)}; give "
+                           "the machine more, or build a smaller recovery image (`reroot recovery ledger`)")
 
 
 def _target_json(target: Target | None) -> dict[str, str] | None:

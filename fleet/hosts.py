@@ -7,6 +7,7 @@
     class = ["web", "debian"]
     firmware = "bios"             # or "uefi"
     serial = "QX1-…"              # of the machine, as its firmware tells it
+    memory = "1GiB"               # optional: for a machine whose agent has not told it yet
     recovery = "recovery/…"       # optional: another recovery image than the release's
     [host.layout]                 # only for installs: what the disk shall become
     disk = "the disk's serial"
@@ -37,7 +38,7 @@ _MAC = re.compile(r"[0-9a-f]{12}")
 _WORD = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
 # Printable ASCII that neither iPXE, a shell nor a kernel command line reads as anything but itself.
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,63}")
-_KEYS = ("name", "macs", "serial", "address", "subnet", "class", "firmware", "layout", "recovery", "serves")
+_KEYS = ("name", "macs", "serial", "address", "subnet", "class", "firmware", "memory", "layout", "recovery", "serves")
 _LAYOUT_KEYS = ("disk", "group", "partitions")
 _PARTITION_KEYS = ("name", "size", "fs")
 _FILESYSTEMS = {"bios": (None,), "esp": ("vfat",), "root": ROOT_FILESYSTEMS, "local": ("ext4",)}
@@ -75,6 +76,8 @@ class Host:
     layout: Layout | None = None
     recovery: str | None = None
     serves: tuple[str, ...] = ()
+    memory: str | None = None
+    """As written, such as "1GiB"; what Linux calls MemTotal, which is less than what is plugged in."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +181,15 @@ class _Reader:
         firmware = self.word(table, "firmware", where) or "bios"
         if firmware not in {"bios", "uefi"}:
             raise self.fail((*where, "firmware"), f"firmware = {firmware!r} must be \"bios\" or \"uefi\"")
+        memory = self.word(table, "memory", where)
+        if memory is not None and (memory == "rest" or not SIZE.fullmatch(memory)):
+            raise self.fail((*where, "memory"), f"memory = {memory!r} must be such as \"512MiB\" or \"8GiB\"")
         address, subnet = self.network(table, where)
         return Host(
             name=name, macs=macs, serial=serial, address=address, subnet=subnet, firmware=firmware,
             classes=self.words(table, "class", where), layout=self.layout(table, firmware, where),
             recovery=self.word(table, "recovery", where), serves=self.words(table, "serves", where),
+            memory=memory,
         )
 
     def network(self, table: Mapping[str, object], where: tuple[str | int, ...]) -> tuple[str | None, str | None]:
@@ -364,7 +371,7 @@ def write(host: Host) -> str:
               for key, values in (("macs", host.macs), ("class", host.classes), ("serves", host.serves)) if values]
     lines += [f"{key} = {_quote(value)}" for key, value in (
         ("serial", host.serial), ("address", host.address), ("subnet", host.subnet if not host.address else None),
-        ("firmware", host.firmware), ("recovery", host.recovery)) if value is not None]
+        ("firmware", host.firmware), ("memory", host.memory), ("recovery", host.recovery)) if value is not None]
     if host.layout is not None:
         lines += ["[host.layout]", f"disk = {_quote(host.layout.disk)}"]
         lines += [f"group = {_quote(host.layout.group)}"] if host.layout.group else []

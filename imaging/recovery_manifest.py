@@ -12,6 +12,8 @@ from imaging.release import ARCH, TITLE, VERSION
 from plumbing.errors import CorruptError
 
 ARTIFACT_TYPE = "application/vnd.reroot.recovery.v1"
+MEMORY = "dev.reroot.memory"
+"""Annotation: bytes of memory that a machine must have to run the image."""
 STARTED = ("vmlinuz", "initrd.img", "grub-boot.img", "grub-core.img", "grubx64.efi")
 """The parts that a machine needs on its disk to start recovery."""
 TITLES = (*STARTED, "runtime.tar.zst", "ledger.json")
@@ -41,6 +43,14 @@ def own_ref(manifest: bytes) -> str:
         return ref(*(str(notes[key]) for key in (TITLE, VERSION, ARCH)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError("this recovery image's manifest does not tell its name; build it again") from error
+
+
+def memory_bytes(manifest: bytes) -> int:
+    """Return what memory a machine must have, in bytes; 0 for an image of an older version, which does not say."""
+    try:
+        return int(json.loads(manifest).get("annotations", {}).get(MEMORY, "0"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptError("this recovery image's manifest tells no memory that it needs; build it again") from error
 
 
 def ref(name: str, version: str, arch: str) -> str:

@@ -73,12 +73,12 @@ class Store:
         found = map(self._descriptor, self._manifests())
         return [one.digest for one in found if REF_NAME not in one.annotations]
 
-    def read_json_blob(self, digest: str) -> bytes:
-        """Return a small blob, checked against its digest."""
+    def read_json_blob(self, digest: str, most: int = MAX_JSON_BYTES) -> bytes:
+        """Return a blob of at most `most` bytes, checked against its digest."""
         path = self.blob_path(digest)
         try:
             with path.open("rb") as stream:
-                data = stream.read(MAX_JSON_BYTES + 1)
+                data = stream.read(most + 1)
         except FileNotFoundError as error:
             raise NotFoundError(f"the store {self.path} has no blob {digest}; restore it from a backup, or "
                                 "build what needs it again") from error

@@ -92,7 +92,8 @@ class Demo:
         """Build the recovery image and the release into the site."""
         control = self.control
         self.say(f"$ reroot recovery build {fleet.RECOVERY}")
-        built = control.build("recovery", "build", fleet.RECOVERY, "--level", "5" if self.wish.quick else "19")
+        quick = ("--level", "5", "--budget", "16", "--payload-budget", "30")
+        built = control.build("recovery", "build", fleet.RECOVERY, *(quick if self.wish.quick else ()))
         sizes = built["sizes"]
         assert isinstance(sizes, dict)
         self.say(f"  kernel {built['kernel']} {sizes['vmlinuz'] / 1e6:.1f} MB, "

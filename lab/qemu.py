@@ -28,10 +28,18 @@ class Firmware(StrEnum):
 
 
 class Boot(StrEnum):
-    """Which is tried first; the other comes next."""
+    """Which is tried first; the other comes next. HTTP is NET without PXE: UEFI's own HTTP boot."""
 
     DISK = "disk"
     NET = "net"
+    HTTP = "http"
+
+
+class Slot(StrEnum):
+    """Where a medium is put in."""
+
+    CD = "cd"
+    USB = "usb"
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,14 @@ class Disk:
     def __post_init__(self) -> None:
         if not 1 <= len(self.serial) <= 20 or "," in self.serial:
             raise UsageError(f"a virtio disk can't have the serial {self.serial!r}; use 1 to 20 characters, no comma")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image in a CD drive or on a stick, read-only; the machine starts from it first."""
+
+    path: Path
+    slot: Slot
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,7 @@ class MachineSpec:
     cpu: str | None = None
     board: str = "q35"
     kernel: DirectKernel | None = None
+    medium: Medium | None = None
     reboots: bool = True
     """False: the machine ends where it would reboot."""
     watchdog: bool = False
@@ -107,7 +124,8 @@ def command_line(spec: MachineSpec, disks: tuple[Disk, ...], wiring: Wiring) -> 
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-qmp", f"unix:{wiring.qmp},server=on,wait=off",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-        *_firmware(spec, wiring), *_disks(spec, disks), *_network(spec, disks, wiring), *_kernel(spec.kernel),
+        *_firmware(spec, wiring), *_medium(spec.medium), *_disks(spec, disks), *_network(spec, disks, wiring),
+        *_kernel(spec.kernel),
         *(["-device", "i6300esb", "-action", "watchdog=reset"] if spec.watchdog else []),
         *([] if spec.reboots else ["-no-reboot"]),
     ]
@@ -116,13 +134,26 @@ def command_line(spec: MachineSpec, disks: tuple[Disk, ...], wiring: Wiring) -> 
 def _firmware(spec: MachineSpec, wiring: Wiring) -> list[str]:
     if spec.firmware is Firmware.BIOS:
         return []
+    # PXE comes before HTTP boot in OVMF's list, and these switches are its own (OvmfPkg/RUNTIME_CONFIG.md)
+    http = [word for version in (4, 6)
+            for word in ("-fw_cfg", f"name=opt/org.tianocore/IPv{version}PXESupport,string=n")]
     return ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_quoted(OVMF_CODE)}",
-            "-drive", f"if=pflash,format=raw,unit=1,file={_quoted(wiring.firmware_vars)}"]
+            "-drive", f"if=pflash,format=raw,unit=1,file={_quoted(wiring.firmware_vars)}",
+            *(http if spec.boot is Boot.HTTP else [])]
+
+
+def _medium(medium: Medium | None) -> list[str]:
+    if medium is None:
+        return []
+    kind = "cdrom" if medium.slot is Slot.CD else "disk"
+    device = ["-device", "ide-cd,drive=medium,bootindex=0"] if medium.slot is Slot.CD else [
+        "-device", "qemu-xhci", "-device", "usb-storage,drive=medium,bootindex=0"]
+    return ["-drive", f"if=none,id=medium,media={kind},format=raw,readonly=on,file={_quoted(medium.path)}", *device]
 
 
 def _disks(spec: MachineSpec, disks: tuple[Disk, ...]) -> list[str]:
     words = []
-    first = 0 if spec.boot is Boot.DISK else 1
+    first = 1 if spec.boot is not Boot.DISK or spec.medium is not None else 0
     for number, disk in enumerate(disks):
         # A raw image holds every write a guest completed even after kill -9 of QEMU, for the machine's page
         # cache has it: flushes may be skipped.
@@ -133,12 +164,12 @@ def _disks(spec: MachineSpec, disks: tuple[Disk, ...]) -> list[str]:
 
 
 def _network(spec: MachineSpec, disks: tuple[Disk, ...], wiring: Wiring) -> list[str]:
-    if spec.boot is Boot.NET:
+    if spec.boot is not Boot.DISK:
         index = ",bootindex=0"
     elif spec.kernel is not None:
         index = ""
     else:
-        index = f",bootindex={len(disks)}"
+        index = f",bootindex={len(disks) + (spec.medium is not None)}"
     # OVMF has a driver and a network stack of its own; a BIOS needs iPXE in the card's ROM. That ROM is marked for the
     # virtio 1.0 card (1af4:1041), and SeaBIOS passes over a ROM whose mark is not its card's.
     rom = IPXE_BIOS_ROM if spec.firmware is Firmware.BIOS else ""

@@ -18,7 +18,9 @@ In the order in which they meet the data:
 - `phases`: `begin` (network, order, disks), `content` (where bytes come from), `keep` (preserve, wipe), `blank` (both
   for an installation), `fill` (restore, verify; `tickets` around the download), `settle` (putback, bootloader, finish;
   `hostkeys` for an installed system).
-- `log`, `report`, `lastgasp`, `starttls`, `rescue`, `examine`: who is told, and what a person at the console can do.
+- `log`, `report`, `lastgasp`, `starttls`: who is told.
+- `rescue`, `dialogue` (pure, drawn in docs/machines/rescue.dot), `emergency`, `examine`, `offload`, `ownprogram`
+  (pure): what a person at the console can do.
 
 What is touched when, and what a power cut leaves: docs/protocols/recovery.md.
 """

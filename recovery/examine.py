@@ -73,13 +73,16 @@ def _check_one(part: Partition, under: Path) -> str:
         return f"{part.device} ({there.fstype}): mounted at {mounted} already"
     verdict = _verdict(part.device, there.fstype)
     target = under / part.device.name
-    # noload and norecovery: a read-only mount of ext4 or XFS would replay the journal, and that writes
-    quiet = {"ext3": ("noload",), "ext4": ("noload",), "xfs": ("norecovery",)}.get(there.fstype, ())
     try:
-        disks.mount(part.device, target, there.fstype, "ro", *quiet)
+        disks.mount(part.device, target, there.fstype, *quietly(there.fstype))
     except DiskError as error:
         return f"{part.device} ({there.fstype}): {verdict}; {error.sentence}"
     return f"{part.device} ({there.fstype}, {size(part.size_bytes)}): {verdict}, mounted read-only at {target}"
+
+
+def quietly(fstype: str) -> tuple[str, ...]:
+    """Return the options that mount without writing: a plain read-only mount of ext4 or XFS replays the journal."""
+    return ("ro", *{"ext3": ("noload",), "ext4": ("noload",), "xfs": ("norecovery",)}.get(fstype, ()))
 
 
 def _verdict(device: Path, fstype: str) -> str:

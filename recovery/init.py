@@ -145,7 +145,7 @@ def work(start: Start, heartbeat: int) -> None:
 
 def _drive(start: Start, log: Log, line: CommandLine) -> None:
     from plumbing.errors import Kind, RerootError
-    from recovery import examine, rescue
+    from recovery import emergency, rescue
     from recovery.drive import Drive
     from recovery.lastgasp import LastGasp
     from recovery.machine import Event
@@ -159,9 +159,7 @@ def _drive(start: Start, log: Log, line: CommandLine) -> None:
     consoles = rescue.open_consoles(rescue.console_names())
 
     def menu(why: str, retry_s: float | None) -> Event:
-        choices = rescue.Choices(lambda: examine.describe(session), lambda: examine.check_disks(session),
-                                 lambda: log.last(60))
-        return rescue.Menu(consoles, choices, why=why, retry_s=retry_s, alive=log.alive).run()
+        return rescue.Menu(consoles, emergency.entries(session), why=why, retry_s=retry_s, alive=log.alive).run()
 
     drive = Drive(session, ACTIONS, menu=menu, jitter=jitter, spent=start.spent)
     if start.why:

@@ -180,6 +180,11 @@ class Journal:
             self._append("order", data={"id": order_id, "mode": mode, "release": release, **kept})
         return self.state
 
+    def again(self) -> State:
+        """Record that a person at the console wants the order that was carried out last carried out once more."""
+        now = self.state
+        return self._append("order", data={"id": now.order, "mode": now.mode, "release": now.release, "again": True})
+
     def attempt(self) -> State:
         """Record one more start of recovery."""
         return self._append("attempt")

@@ -87,6 +87,11 @@ class Disks:
     boot: PartitionRef
 
 
+def size_bytes(text: str) -> int:
+    """Return the bytes of a size as SIZE has it, such as 512MiB."""
+    return int(text[:-3]) * _UNITS[text[-3:]]
+
+
 @dataclass(frozen=True)
 class LayoutPartition:
     """One partition to be made; `size` as written, e.g. 512MiB or rest."""
@@ -98,7 +103,7 @@ class LayoutPartition:
     @property
     def size_bytes(self) -> int | None:
         """The size in bytes, None for what is left over."""
-        return None if self.size == "rest" else int(self.size[:-3]) * _UNITS[self.size[-3:]]
+        return None if self.size == "rest" else size_bytes(self.size)
 
 
 @dataclass(frozen=True)
@@ -340,7 +345,7 @@ def verify(
     `keys_json` is the verified target orders/keys.json; `now` is in wall seconds. Raises TrustError or
     ConfigError with one sentence for the first check that fails; nothing is looked at before the signatures.
     """
-    order = Order.from_json(_signed_payload(envelope, keys_json))
+    order = Order.from_json(signed_payload(envelope, keys_json, PAYLOAD_TYPE, "order"))
     check_time(order, now)
     check_machine(order, host_macs, host_serial)
     return order
@@ -367,26 +372,30 @@ def check_machine(order: Order, host_macs: Collection[str], host_serial: str | N
                          f"{host_serial or 'none'}; correct the host's entry")
 
 
-def _signed_payload(data: bytes, keys_json: bytes) -> bytes:
+def signed_payload(data: bytes, keys_json: bytes, payload_type: str, what: str) -> bytes:
+    """Return what the DSSE envelope `data` holds when as many order keys as there must be have signed it as that type.
+
+    `what` is a word for the sentences. Raises TrustError.
+    """
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import FormatError, VerificationError
 
     if len(data) > MAX_ENVELOPE_BYTES:
-        raise TrustError(f"the order has {len(data)} bytes, more than {MAX_ENVELOPE_BYTES}; the server sent "
+        raise TrustError(f"the {what} has {len(data)} bytes, more than {MAX_ENVELOPE_BYTES}; the server sent "
                          "something else")
     keys, threshold = _order_keys(keys_json)
     try:
         envelope = Envelope.from_dict(json.loads(data))
         pae_ready = isinstance(envelope.payload_type, str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
-        raise TrustError("the order is not a signed envelope (DSSE); the server sent something else") from error
-    if not pae_ready or envelope.payload_type != PAYLOAD_TYPE:
-        raise TrustError(f"the envelope holds {envelope.payload_type!r:.80}, not an order; the server sent "
+        raise TrustError(f"the {what} is not a signed envelope (DSSE); the server sent something else") from error
+    if not pae_ready or envelope.payload_type != payload_type:
+        raise TrustError(f"the envelope holds {envelope.payload_type!r:.80}, which is no {what}; the server sent "
                          "something else")
     try:
         envelope.verify(keys, threshold)
     except (VerificationError, ValueError) as error:
-        raise TrustError(f"the order is not signed by {threshold} of the {len(keys)} keys in orders/keys.json; "
+        raise TrustError(f"the {what} is not signed by {threshold} of the {len(keys)} keys in orders/keys.json; "
                          "sign it with keys/orders.pem of this site") from error
     return envelope.payload
 

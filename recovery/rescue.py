@@ -1,7 +1,7 @@
 """The rescue menu (I/O): the same few choices on every console, for whoever comes to the machine.
 
-Nothing here changes a disk: filesystems are checked without repair and mounted read-only with no replay of their
-journals. A machine that was lost on the way runs its order again by itself while nobody is at a keyboard.
+What the entries do is theirs (recovery.emergency); a console's course is drawn in docs/machines/rescue.dot.
+A machine that was lost on the way runs its order again by itself while nobody is at a keyboard.
 """
 
 from __future__ import annotations
@@ -12,38 +12,19 @@ import select
 import termios
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from plumbing import clock
 from plumbing.errors import RerootError
+from recovery.dialogue import TABLE, Ask, Dialogue, Entry, Sitting, Turn
 from recovery.log import plain
 from recovery.machine import Event
 
-Lines = Callable[[], Iterable[str]]
-
-MENU = """
-  1  what this machine is
-  2  run the order again
-  3  check the disks and mount them read-only under /mnt
-  4  a shell on this console
-  5  the last lines of the log
-  6  reboot
-"""
 LONGEST_LINE = 4096
 """Bytes of a line that is typed; what a noisy serial line sends beyond it is dropped."""
 
-SHELL = ("/bin/busybox", "sh", "-l")
 SHELL_ENVIRONMENT = {"PATH": "/bin:/sbin:/usr/bin:/usr/sbin", "HOME": "/root", "TERM": "linux", "PS1": "rescue# "}
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the menu's entries do; each yields the lines to show."""
-
-    describe: Lines
-    check_disks: Lines
-    log: Lines
 
 
 @dataclass
@@ -54,9 +35,11 @@ class Console:
     fd: int
     folder: Path = Path("/dev")
     typed: bytes = b""
-    shell: int | None = None
-    """Process id of the shell that has this console, if one has."""
-    pidfd: int | None = field(default=None)
+    sitting: Sitting = Sitting.MENU
+    dialogue: Dialogue | None = None
+    program: int | None = None
+    """Process id of the program that has this console, if one has."""
+    pidfd: int | None = None
 
     def reopen(self) -> bool:
         """Open the terminal anew: the kernel hangs it up for everyone when a shell that had it ends.
@@ -126,8 +109,8 @@ class Screen:
         """Nothing is held back."""
 
 
-def start_shell(console: Console, argv: Sequence[str] = SHELL) -> int:
-    """Give `console` to a shell as its controlling terminal; returns the process id.
+def start_program(console: Console, argv: Sequence[str]) -> int:
+    """Give `console` to a program as its controlling terminal; returns the process id.
 
     plumbing.run is for programs whose output is read; this one talks to a person, so it is started here.
     """
@@ -151,30 +134,38 @@ def start_shell(console: Console, argv: Sequence[str] = SHELL) -> int:
 class Menu:
     """The menu on several consoles at once.
 
+    `entries` are numbered from 1.
     `retry_s` is how many seconds without a key until the order is run again by itself; None waits for a person.
     `alive` is called at least every few seconds, for the watcher; `now` is the clock that `retry_s` runs on.
     """
 
-    def __init__(self, consoles: Sequence[Console], choices: Choices, *, why: str, retry_s: float | None,
-                 alive: Callable[[], None] | None = None, shell: Sequence[str] = SHELL,
-                 now: Callable[[], float] = clock.monotonic) -> None:
+    def __init__(self, consoles: Sequence[Console], entries: Sequence[Entry], *, why: str, retry_s: float | None,
+                 alive: Callable[[], None] | None = None, now: Callable[[], float] = clock.monotonic) -> None:
         self._consoles = list(consoles)
-        self._choices = choices
+        self._entries = {str(number): entry for number, entry in enumerate(entries, start=1)}
         self._why = plain(why)
         self._retry_s = retry_s
         self._alive = alive
-        self._shell = shell
         self._now = now
 
     def run(self) -> Event:
         """Serve the consoles until someone chooses, or time does: Event.AGAIN or Event.DONE (reboot)."""
+        try:
+            return self._serve()
+        finally:
+            for console in self._consoles:
+                if console.dialogue is not None:
+                    console.dialogue.close()
+                console.dialogue, console.sitting = None, Sitting.MENU
+
+    def _serve(self) -> Event:
         for console in self._consoles:
             self._show(console)
         deadline = self._deadline()
         while True:
             if self._alive is not None:
                 self._alive()
-            busy = any(console.shell is not None for console in self._consoles)
+            busy = any(console.program is not None for console in self._consoles)
             left = None if deadline is None or busy else deadline - self._now()
             if left is not None and left <= 0:
                 self._tell("nobody is here: running the order again")
@@ -191,8 +182,7 @@ class Menu:
             return None
         if fd != console.pidfd:
             return self._read(console)
-        self._shell_ended(console)
-        return None
+        return self._program_ended(console)
 
     def _deadline(self) -> float | None:
         return None if self._retry_s is None else self._now() + self._retry_s
@@ -214,7 +204,8 @@ class Menu:
     def _show(self, console: Console) -> None:
         again = "" if self._retry_s is None else (
             f"The order is run again in {self._retry_s / 60:.0f} min if nobody presses a key.\n")
-        console.write(f"\nreroot rescue: {self._why}\n{again}{MENU}\nchoose 1-6: ")
+        menu = "".join(f"{number:>3}  {entry.title}\n" for number, entry in self._entries.items())
+        console.write(f"\nreroot rescue: {self._why}\n{again}\n{menu}\nchoose 1-{len(self._entries)}: ")
 
     def _read(self, console: Console) -> Event | None:
         try:
@@ -224,7 +215,7 @@ class Menu:
         except OSError:
             data = b""
         if not data:  # hung up: a console that reads nothing for ever must not spin
-            self._consoles.remove(console)
+            self._hung_up(console)
             return None
         console.typed = (console.typed + data)[-LONGEST_LINE:]
         while True:
@@ -232,39 +223,69 @@ class Menu:
             if not found:
                 return None
             console.typed = rest
-            event = self._choose(console, line.strip())
-            if event is not None or console.shell is not None:
+            event = self._typed(console, line.decode("utf-8", "replace").strip())
+            if event is not None or console.program is not None:
                 return event
 
-    def _choose(self, console: Console, line: bytes) -> Event | None:
-        if line == b"2":
-            self._tell("running the order again")
-            return Event.AGAIN
-        if line == b"6":
-            self._tell("rebooting")
-            return Event.DONE
-        if line == b"4":
-            console.write("leave the shell with `exit` to come back to this menu\n")
-            console.shell = start_shell(console, self._shell)
-            console.pidfd = os.pidfd_open(console.shell)
+    def _typed(self, console: Console, text: str) -> Event | None:
+        """Take one line: the answer to what an entry asked, else the number of one."""
+        if console.dialogue is not None:
+            return self._go_on(console, text)
+        entry = self._entries.get(text)
+        if entry is None:
+            self._show(console)
             return None
-        source = {b"1": self._choices.describe, b"3": self._choices.check_disks, b"5": self._choices.log}.get(line)
-        if source is not None:
-            try:
-                for text in source():
-                    console.write(f"{plain(text)}\n")
-            except RerootError as error:
-                console.write(f"{error.sentence}\n")
-        self._show(console)
+        console.dialogue = entry.begin()
+        return self._go_on(console, None)
+
+    def _go_on(self, console: Console, answer: str | None) -> Event | None:
+        """Let a console's entry go on until it asks, starts a program, or ends; returns the event it leaves with."""
+        assert console.dialogue is not None
+        try:
+            step = next(console.dialogue) if answer is None else console.dialogue.send(answer)
+            while isinstance(step, str):
+                console.write(f"{plain(step)}\n")
+                step = next(console.dialogue)
+        except StopIteration as ended:
+            return self._entry_ended(console, ended.value)
+        except RerootError as error:
+            console.write(f"{plain(error.sentence)}\n")
+            return self._entry_ended(console, None)
+        except OSError as error:
+            console.write(f"{plain(str(error))}\n")
+            return self._entry_ended(console, None)
+        if isinstance(step, Ask):
+            console.sitting = TABLE[console.sitting, Turn.ASKS]
+            console.write(plain(step.prompt) + " ")
+            return None
+        console.sitting = TABLE[console.sitting, Turn.STARTS]
+        console.program = start_program(console, step.argv)
+        console.pidfd = os.pidfd_open(console.program)
         return None
 
-    def _shell_ended(self, console: Console) -> None:
-        assert console.shell is not None and console.pidfd is not None
-        with suppress(ChildProcessError):
-            os.waitpid(console.shell, 0)
-        os.close(console.pidfd)
-        console.shell = console.pidfd = None
-        if console.reopen():
+    def _entry_ended(self, console: Console, event: Event | None) -> Event | None:
+        console.dialogue = None
+        console.sitting = TABLE[console.sitting, Turn.ENDS if event is None else Turn.LEAVES]
+        if event is None:
             self._show(console)
         else:
-            self._consoles.remove(console)
+            self._tell("rebooting" if event is Event.DONE else "running the order again")
+        return event
+
+    def _program_ended(self, console: Console) -> Event | None:
+        assert console.program is not None and console.pidfd is not None
+        status = -1
+        with suppress(ChildProcessError):
+            status = os.waitstatus_to_exitcode(os.waitpid(console.program, 0)[1])
+        os.close(console.pidfd)
+        console.program = console.pidfd = None
+        if not console.reopen():
+            self._hung_up(console)
+            return None
+        return self._go_on(console, str(status))
+
+    def _hung_up(self, console: Console) -> None:
+        if console.dialogue is not None:
+            console.dialogue.close()
+        console.dialogue, console.sitting = None, TABLE[console.sitting, Turn.HANGS_UP]
+        self._consoles.remove(console)

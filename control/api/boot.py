@@ -25,6 +25,9 @@ MAX_MACS = 64
 INSTALLED_PHASES = frozenset({"finish", "health"})
 """An order that has come so far: the disk starts by itself, into the new system or, if cut short, into recovery."""
 
+UNIFIED = "recovery.efi"
+"""The unified kernel image in the site's boot folder."""
+
 router = APIRouter()
 
 
@@ -59,6 +62,23 @@ async def ipxe_script(
     folder = f"{parts.config.content_urls()[0]}/boot/files/{image.removesuffix('.json')}"
     arguments = [f"reroot.control={parts.config.server.public_url}", *parts.config.boot.arguments]
     return PlainTextResponse(ipxe.recovery_script(f"{folder}/vmlinuz", f"{folder}/initrd.img", arguments))
+
+
+@router.api_route("/boot/http/{mac}/recovery.efi", methods=["GET", "HEAD"])
+async def http_boot(request: Request, mac: str) -> Response:
+    """Send UEFI HTTP boot its program: `reroot recovery uki`'s where the site has one, else iPXE.
+
+    Refused (404) for a machine with nothing to do, so that its firmware goes on to the disk, as iPXE's script has it.
+    """
+    parts = parts_of(request)
+    found = await asyncio.to_thread(_any_order, parts, _macs([mac]), None)
+    if found.phase in INSTALLED_PHASES if found is not None else parts.config.boot.stray == "local":
+        raise NotFoundError("there is nothing to do for this machine; it boots its own disk")
+    for name in (UNIFIED, "ipxe.efi"):
+        if (path := parts.site.boot / name).is_file():
+            return FileResponse(path, media_type="application/efi", headers={"Cache-Control": "no-store"})
+    raise NotFoundError(f"{parts.site.boot} has neither {UNIFIED} nor ipxe.efi; make the first with `reroot recovery "
+                        f"uki NAME/VERSION -o {parts.site.boot / UNIFIED}`")
 
 
 @router.get("/healthz")

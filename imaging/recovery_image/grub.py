@@ -7,6 +7,7 @@ file is written by recovery and by the agent; one file serves both firmwares (do
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from plumbing.errors import NotFoundError
@@ -37,17 +38,19 @@ PACKAGES = {"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"}
 LIBRARY = Path("/usr/lib/grub")
 
 
-def core(platform: str, library: Path = LIBRARY) -> bytes:
-    """Return the image for "i386-pc" (core.img) or "x86_64-efi" (an EFI program).
+def core(platform: str, library: Path = LIBRARY, *, early: str = EARLY, more: Sequence[str] = ()) -> bytes:
+    """Return the image for "i386-pc" (core.img), "i386-pc-eltorito" (for a CD) or "x86_64-efi" (an EFI program).
 
-    Raises NotFoundError naming the Debian package when GRUB's modules for that platform are not installed.
+    `early` is what it does first, `more` are modules beside the usual. Raises NotFoundError naming the Debian package
+    when GRUB's modules for that platform are not installed.
     """
-    _need(library / platform, platform)
+    modules = platform.removesuffix("-eltorito")
+    _need(library / modules, modules)
     with tempfile.TemporaryDirectory(prefix="reroot-grub-") as scratch:
-        early, out = Path(scratch) / "early.cfg", Path(scratch) / "core"
-        early.write_text(EARLY)
-        run(["grub-mkimage", "-d", library / platform, "-O", platform, "-p", "/reroot", "-c", early, "-o", out,
-             *MODULES, *PLATFORM_MODULES[platform]])
+        config, out = Path(scratch) / "early.cfg", Path(scratch) / "core"
+        config.write_text(early)
+        run(["grub-mkimage", "-d", library / modules, "-O", platform, "-p", "/reroot", "-c", config, "-o", out,
+             *MODULES, *PLATFORM_MODULES[modules], *more])
         return out.read_bytes()
 
 
@@ -55,6 +58,12 @@ def boot_sector(library: Path = LIBRARY) -> bytes:
     """Return boot.img, 512 bytes; whoever writes it into an MBR keeps that MBR's partition table and disk id."""
     _need(library / "i386-pc", "i386-pc")
     return (library / "i386-pc" / "boot.img").read_bytes()
+
+
+def hybrid_mbr(library: Path = LIBRARY) -> Path:
+    """Return where boot_hybrid.img is, the MBR code of a CD image that is written to a stick."""
+    _need(library / "i386-pc", "i386-pc")
+    return library / "i386-pc" / "boot_hybrid.img"
 
 
 def _need(folder: Path, platform: str) -> None:

@@ -102,7 +102,7 @@ def obtain(session: Session) -> Mapping[str, object]:
         if why is not None:
             raise why
         raise NoOrderError("there is no order for this machine; nothing was touched")
-    found = _first_valid(session, candidates)
+    found = first_valid(session, candidates)
     withdrawn = fresh is None and why is None and not session.wiped
     done_before = session.journal is not None and session.journal.finished(found.id)
     if withdrawn and not done_before:
@@ -137,7 +137,8 @@ def machine_serial(sysfs: Path) -> str | None:
         return None
 
 
-def _first_valid(session: Session, candidates: list[tuple[str, bytes]]) -> Order:
+def first_valid(session: Session, candidates: list[tuple[str, bytes]]) -> Order:
+    """Return the first of (where from, envelope) that is valid for this machine now, or raise what the first lacks."""
     assert session.catalogue is not None
     keys = session.catalogue.fetch("orders/keys.json")
     macs = links.links(session.places.sysfs / "class/net")

@@ -30,7 +30,7 @@ def settings(mac: str, *, known_only: bool = True, proxy: bool = False) -> Setti
     subnet = Subnet(IPv4Network("10.77.1.0/24"), SERVER, SERVER, (SERVER,), "lab.example",
                     IPv4Address("10.77.1.100"), IPv4Address("10.77.1.103"))
     return Settings((subnet,), {bytes.fromhex(mac.replace(":", "")): Reservation("alpha", KNOWN)}, SCRIPT,
-                    "http://10.77.1.1:8080/boot/files/ipxe.efi", known_only=known_only, proxy=proxy)
+                    "http://10.77.1.1:8080/boot/http/{mac}/recovery.efi", known_only=known_only, proxy=proxy)
 
 
 def start(wire: Wire, wanted: Settings) -> Responder:

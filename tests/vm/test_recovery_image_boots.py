@@ -11,6 +11,7 @@ from conftest import OpenLab, Tell
 from imaging.recovery_image import build, kernel, python_runtime, selfcheck
 from imaging.recovery_image.build import Recipe
 from imaging.recovery_image.contents import file
+from imaging.recovery_image.ledger import Budget
 from imaging.recovery_image.python_runtime import HOME
 from lab.qemu import DirectKernel, MachineSpec
 
@@ -50,6 +51,7 @@ def test_python_comes_up_and_everything_carried_works(open_lab: OpenLab, tell: T
     probe = [file(f"{HOME}/app/probe.py", MAIN.format(roots=list(roots)).encode(), part="test", why="test"),
              file(f"{HOME}/app/selfcheck.py", Path(selfcheck.__file__).read_bytes(), part="test", why="test")]
     image = build.make(Recipe("test", "1", "amd64", kernel.from_package(CACHE), b"{}", main="probe", level=3,
+                              budget=Budget(20 << 20, 40 << 20),
                               extra=tuple(probe)))
     for title in ("vmlinuz", "initrd.img"):
         (tmp_path / title).write_bytes(image.parts[title])

@@ -24,12 +24,15 @@ from control import site as sites
 from control.site import Site
 from imaging.capture import capture
 from imaging.catalogue import Catalogue
+from imaging.recovery_manifest import MEMORY
 from imaging.store import Store
 from plumbing import clock, hostauth
 from plumbing.http import Client, Response
 
 ROOT = Path(__file__).resolve().parents[3]
 RECOVERY = "recovery/base/1/amd64.json"
+NEEDED_BYTES = 256 << 20
+"""Memory that this recovery image needs."""
 _PORTS = itertools.count(os.getpid())
 T = TypeVar("T")
 
@@ -69,7 +72,8 @@ def publish_release(site: Site, folder: Path, version: str = "13.1") -> bytes:
                "annotations": {"org.opencontainers.image.title": title}}
               for title, data in (("vmlinuz", b"a kernel"), ("initrd.img", b"an initramfs"))]
     recovery = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                           "config": {}, "layers": layers}).encode()
+                           "config": {}, "layers": layers,
+                           "annotations": {MEMORY: str(NEEDED_BYTES)}}).encode()
     Catalogue(site.catalogue, site.keys).publish_all(
         {f"releases/debian/{version}/amd64.json": manifest, RECOVERY: recovery})
     return manifest
@@ -183,11 +187,11 @@ class Machine:
             "order": order, "phase": phase, "event": event, "at": clock.iso(clock.wall()), "data": data or {},
             "message": message})
 
-    def inventory(self) -> None:
+    def inventory(self, memory_bytes: int = 1 << 30) -> None:
         part = {"disk_serial": "D1", "fstype": "ext4"}
         guid = "00000000-0000-4000-8000-00000000000"
         answer = self.report("inventory", "inventory", {
-            "arch": "amd64", "firmware": "bios", "memory_bytes": 1 << 30, "serial": "",
+            "arch": "amd64", "firmware": "bios", "memory_bytes": memory_bytes, "serial": "",
             "links": [{"name": "eth0", "mac": self.mac, "address": "10.1.0.11/24", "gateway": None}],
             "disks": {"root": {**part, "partuuid": f"{guid}1"}, "local": {**part, "partuuid": f"{guid}2"},
                       "boot": {**part, "partuuid": f"{guid}3", "fstype": "vfat"}}})

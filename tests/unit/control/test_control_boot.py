@@ -15,7 +15,7 @@ from servers import free_port, make_site, serving
 from control import config as configuration
 from control import tftp
 from control.boot_services import FreshResponder, settings
-from control.dhcp import Leases, Subnet
+from control.dhcp import Leases, Responder, Subnet
 from control.dhcp_packet import REQUEST, Message, Option, Packet
 from fleet.hosts import Host, HostsFile, parse
 
@@ -39,6 +39,7 @@ def test_settings(config: configuration.Config) -> None:
                   '[[host]]\nname = "beta"\nmacs = ["52:54:00:00:00:02"]\n')
     made = settings(config, hosts)
     assert made.script_url == "http://10.1.0.1:8080/boot/ipxe?mac="
+    assert made.http_boot_url == "http://10.1.0.1:8080/boot/http/{mac}/recovery.efi"
     assert {host.name: str(host.address) for host in made.reservations.values()} == {"alpha": "10.1.0.11"}
 
 
@@ -52,6 +53,25 @@ def test_new_host_is_answered_at_once(config: configuration.Config, tmp_path: Pa
     offer = responder.reply(packet, IPv4Address("10.1.0.1"), 0.0)
     assert offer is not None
     assert str(offer.yiaddr) == "10.1.0.11"
+
+
+def test_firmware_that_boots_by_http_gets_a_url_of_its_own(config: configuration.Config) -> None:
+    responder = Responder(settings(config, parse(
+        '[[host]]\nname = "alpha"\nmacs = ["52:54:00:00:00:01"]\naddress = "10.1.0.11/24"\n')))
+    asked: dict[int, bytes] = {Option.MESSAGE: bytes([Message.DISCOVER]),
+                               Option.VENDOR_CLASS: b"HTTPClient:Arch:00016:UNDI:003001"}
+
+    def offered(arch: int) -> Packet:
+        packet = Packet(REQUEST, 1, bytes.fromhex("525400000001"),
+                        options={**asked, Option.CLIENT_ARCH: arch.to_bytes(2, "big")})
+        answer = responder.reply(packet, IPv4Address("10.1.0.1"), 0.0)
+        assert answer is not None
+        return answer
+
+    answer = offered(16)
+    assert answer.options[Option.VENDOR_CLASS] == b"HTTPClient"
+    assert answer.options[Option.BOOT_FILE] == b"http://10.1.0.1:8080/boot/http/52-54-00-00-00-01/recovery.efi"
+    assert Option.BOOT_FILE not in offered(19).options, "no program for a 64-bit ARM"
 
 
 async def test_who_never_acknowledged_holds_no_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

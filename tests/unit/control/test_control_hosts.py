@@ -262,10 +262,41 @@ def test_boot_script(machine: Make, server: Server) -> None:
     assert Client(server.content).request("GET", kernel.removeprefix(server.content)).body == b"a kernel"
 
 
+def test_a_host_with_too_little_memory_gets_no_order(machine: Make) -> None:
+    blank = machine()
+    blank.add(layout={"disk": "D1"}, memory="255MiB")
+    refused = blank.issue(mode="install", release="debian/13.1/amd64")
+    assert refused.status == 403 and b"has 255 MiB of memory" in refused.body and b"needs 256" in refused.body
+    living = machine().join()
+    living.inventory(memory_bytes=(256 << 20) - 1)
+    assert living.issue(release="debian/13.1/amd64").status == 403
+    assert "order" not in living.shown() or living.shown()["order"] is None
+    living.inventory(memory_bytes=256 << 20)
+    assert living.issue(release="debian/13.1/amd64").status == 201
+
+
+def test_the_program_of_http_boot(machine: Make, server: Server) -> None:
+    host = machine()
+    host.add(layout={"disk": "D1"})
+    path = f"/boot/http/{host.mac.replace(':', '-')}/recovery.efi"
+    assert server.get(path).status == 404, "nothing to do: the firmware goes on to the disk"
+    host.issued(mode="install", release="debian/13.1/amd64")
+    for name in ("recovery.efi", "ipxe.efi"):
+        (server.site.boot / name).unlink(missing_ok=True)
+    assert b"reroot recovery uki" in server.get(path).body
+    (server.site.boot / "ipxe.efi").write_bytes(b"iPXE")
+    assert server.get(path).body == b"iPXE"
+    (server.site.boot / "recovery.efi").write_bytes(b"unified")
+    answer = server.get(path)
+    assert (answer.body, answer.headers["content-type"]) == (b"unified", "application/efi")
+    assert server.get("/boot/http/nonsense/recovery.efi").status == 400
+
+
 def test_a_machine_that_boots_from_the_network_first_is_installed_once(machine: Make, server: Server) -> None:
     host = machine()
     host.add(layout={"disk": "D1"})
     order = host.issued(mode="install", release="debian/13.1/amd64")
+    (server.site.boot / "ipxe.efi").write_bytes(b"iPXE")
     envelope = server.get(f"/api/v1/boot/order?mac={host.mac}").body
     keys = Catalogue(server.site.catalogue, server.site.keys).read("orders/keys.json")
     told = orders.verify(envelope, keys, host_macs=[host.mac], now=clock.wall())
@@ -273,9 +304,11 @@ def test_a_machine_that_boots_from_the_network_first_is_installed_once(machine: 
     for phase in ("restore", "bootloader"):
         assert host.report(phase, "begin", order=order).status == 204
         assert b"kernel" in server.get(f"/boot/ipxe?mac={host.mac}").body
+    assert server.get(f"/boot/http/{host.mac.replace(':', '-')}/recovery.efi").status == 200
     assert host.report("finish", "begin", order=order).status == 204
     script = server.get(f"/boot/ipxe?mac={host.mac}").body
     assert b"kernel" not in script
+    assert server.get(f"/boot/http/{host.mac.replace(':', '-')}/recovery.efi").status == 404
     assert b"exit" in script
 
 

@@ -60,6 +60,8 @@ def test_reads() -> None:
     ('[[host]]\nname = "a"\naddress = "10.0.0.1/24"\nsubnet = "10.1.0.0/24"', 3, "not in the subnet"),
     ('[[host]]\nname = "a"\nsubnet = "10.1.0.1/24"', 3, "no network"),
     ('[[host]]\nname = "a"\nfirmware = "efi"', 3, '"bios" or "uefi"'),
+    ('[[host]]\nname = "a"\nmemory = "rest"', 3, '"512MiB" or "8GiB"'),
+    ('[[host]]\nname = "a"\nmemory = "1024"', 3, '"512MiB" or "8GiB"'),
     ('[[host]]\nname = "a"\nserial = "a${x}"', 3, "letters, digits"),
     ('[[host]]\nname = "a"\nserial = "a\\nb"', 3, "printable"),
     ('[[host]]\nname = "a"\nclass = ["a b"]', 3, "cannot be a class"),

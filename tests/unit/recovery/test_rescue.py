@@ -9,7 +9,7 @@ import pty
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from plumbing.errors import DiskError
 from plumbing.run import run
 from recovery import disks, examine
 from recovery.cmdline import CommandLine
+from recovery.dialogue import Ask, Dialogue, Entry, Start, draw, show
 from recovery.lastgasp import LastGasp
 from recovery.log import Log
 from recovery.machine import Event
 from recovery.report import Reporter
-from recovery.rescue import Choices, Console, Menu, console_names, open_consoles
+from recovery.rescue import Console, Menu, console_names, open_consoles
 from recovery.session import Places, Session
 
 
@@ -59,9 +60,9 @@ class Room:
     now: float = 0.0
     """What the menu's clock says: it goes only when a test moves it."""
 
-    def serve(self, choices: Choices, *, retry_s: float | None = None, shell: Iterable[str] = ("/bin/sh",)) -> None:
-        menu = Menu([person.console for person in self.people], choices, why="the disk\r\n is gone", retry_s=retry_s,
-                    alive=self._beat, shell=tuple(shell), now=lambda: self.now)
+    def serve(self, entries: Sequence[Entry], *, retry_s: float | None = None) -> None:
+        menu = Menu([person.console for person in self.people], entries, why="the disk\r\n is gone", retry_s=retry_s,
+                    alive=self._beat, now=lambda: self.now)
         self.thread = threading.Thread(target=lambda: self.events.append(menu.run()), daemon=True)
         self.thread.start()
 
@@ -96,8 +97,25 @@ def room() -> Iterator[Room]:
         os.close(person.keyboard)
 
 
-def _choices(disks_say: Callable[[], Iterable[str]] = lambda: ["vda1: clean"]) -> Choices:
-    return Choices(lambda: ["host:     alpha", "evil \x1b[2J\nline"], disks_say, lambda: ["last line"])
+def _leave(event: Event) -> Callable[[], Dialogue]:
+    def begin() -> Dialogue:
+        yield from ()
+        return event
+
+    return begin
+
+
+def _shell() -> Dialogue:
+    yield "leave the shell with `exit`"
+    status = yield Start(("/bin/sh",))
+    yield f"the shell said {status}"
+    return None
+
+
+def _choices(disks_say: Callable[[], Iterable[str]] = lambda: ["vda1: clean"], *more: Entry) -> list[Entry]:
+    return [Entry("describe", show(lambda: ["host:     alpha", "evil \x1b[2J\nline"])),
+            Entry("again", _leave(Event.AGAIN)), Entry("disks", show(disks_say)), Entry("shell", _shell),
+            Entry("log", show(lambda: ["last line"])), Entry("reboot", _leave(Event.DONE)), *more]
 
 
 def test_the_menu_is_on_every_console_and_answers_on_the_one_that_asked(room: Room) -> None:
@@ -182,10 +200,41 @@ def test_a_shell_has_its_terminal_and_comes_back_to_the_menu(room: Room) -> None
     select.select([], [], [], 0.3)  # more than the menu would take to see that its time is over
     other.type("1\n")
     other.wait_for("host:     alpha")  # it is there: the order is not run again while somebody has a shell
-    person.type("exit\n")
+    person.type("exit 3\n")
+    person.wait_for("the shell said 3")
     person.wait_for("choose 1-6: ", 2)
     other.type("6\n")
     assert room.ends_with() is Event.DONE
+
+
+def test_what_an_entry_asks_is_answered_where_it_was_asked(room: Room) -> None:
+    heard: list[str] = []
+    closed: list[bool] = []
+
+    def ask() -> Dialogue:
+        try:
+            heard.append((yield Ask("name it:")))
+            heard.append((yield Ask("and again:")))
+        finally:
+            closed.append(True)
+        return None
+
+    room.serve(_choices(lambda: ["vda1: clean"], Entry("ask", ask)), retry_s=0.05)
+    first, second = room.people
+    first.type("7\n")
+    first.wait_for("name it:")
+    second.type("7\n")
+    second.wait_for("name it:")
+    first.type("6\n")  # an answer, not a choice
+    first.wait_for("and again:")
+    assert heard == ["6"] and not room.events
+    room.now = 1.0  # nobody went on: the order is run again, and both dialogues come to their end
+    assert room.ends_with() is Event.AGAIN
+    assert closed == [True, True]
+
+
+def test_the_drawing_is_the_table() -> None:
+    assert (Path(__file__).parents[3] / "docs/machines/rescue.dot").read_text() == draw()
 
 
 def test_a_terminal_that_hangs_up_is_left_out(room: Room) -> None:

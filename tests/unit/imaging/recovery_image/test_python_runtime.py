@@ -20,7 +20,7 @@ from imaging.recovery_image import build, contents, kernel, python_runtime
 from imaging.recovery_image.build import Recipe
 from imaging.recovery_image.contents import file
 from imaging.recovery_image.initramfs import Compression, compress
-from imaging.recovery_image.ledger import Ledger
+from imaging.recovery_image.ledger import Budget, Ledger
 from imaging.recovery_image.python_runtime import HOME, Runtime
 from imaging.store import Store
 from plumbing.errors import CorruptError, NotFoundError, RefusedError, UsageError
@@ -180,7 +180,7 @@ def test_an_image_is_published_whole_and_read_back(tmp_path: Path) -> None:
 
 def test_over_the_budget_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"over its budget of 1024 KiB \(heaviest: "):
-        build.make(recipe(tmp_path, budget_bytes=1 << 20))
+        build.make(recipe(tmp_path, budget=Budget(1 << 20, 1 << 30)))
 
 
 def test_wrong_names_and_other_manifests_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ import pytest
 from cli import main
 from imaging import recovery_manifest
 from imaging.catalogue import Catalogue
+from imaging.recovery_image.ledger import Ledger
 from imaging.store import Store
+from plumbing import clock
+from plumbing.errors import TrustError
+from plumbing.run import run
+from recovery import ownprogram
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,74 @@ def test_build_publishes_and_ledger_reads_it_back(site: Path, capsys: pytest.Cap
     assert found["packed_bytes"] == told["sizes"]["initrd.img"] and found["budget_bytes"] == 20 << 20
     assert reroot(site, "ledger", "debian/1") == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("part") and table[-1].startswith("total") and "library cryptography" in table[1]
+    assert table[0].startswith("part") and table[-2].startswith("total") and "library cryptography" in table[1]
+    assert recovery_manifest.memory_bytes(manifest) == Ledger.from_json(json.dumps(found).encode()).memory_bytes > 0
+    assert reroot(site, "ledger", "debian/1", "--files") == 0
+    files = capsys.readouterr().out
+    assert "/bin/busybox  (modprobe, mount" in files
+    assert all(line.endswith(")") and not line.endswith("()") for line in files.splitlines()[1:]), "each has its reason"
+
+
+def test_iso_and_unified_image_carry_the_site(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = recovery_manifest.parts(Store(site / "store").manifest("recovery/debian/1/amd64"))
+    initrd = Store(site / "store").read_json_blob(*parts["initrd.img"])
+    made: dict[str, bytes] = {}
+    for kind in ("iso", "uki"):
+        for again in ("", "-again"):
+            out = site.parent / f"recovery{again}.{kind}"
+            assert reroot(site, kind, "debian/1", "-o", str(out), "--argument", "reroot.rescue") == 0
+            made[kind] = made.get(kind, out.read_bytes())
+            assert out.read_bytes() == made[kind], "the same image gives the same bytes"
+    told = capsys.readouterr().out
+    assert "dd if=" in told and str(site / "boot/recovery.efi") in told
+
+    iso = site.parent / "recovery.iso"
+    tree = site.parent / "tree"
+    run(["xorriso", "-osirrox", "on", "-indev", iso, "-extract", "/", tree])
+    (folder,) = (path for path in tree.iterdir() if path.name == "reroot-media")
+    assert (folder / "initrd.img").read_bytes() == initrd
+    (linux,) = (line for line in (folder / "grub.cfg").read_text().splitlines() if line.startswith("  linux"))
+    assert linux.split()[2:] == ["reroot.control=http://10.0.0.1:8080", "console=tty0", "console=ttyS0,115200",
+                                 "reroot.rescue"]
+    report = run(["xorriso", "-indev", iso, "-report_el_torito", "plain", "-report_system_area", "plain"]).text
+    assert "El Torito boot img :   1  BIOS" in report and "El Torito boot img :   2  UEFI" in report
+    assert "MBR grub2-mbr" in report and "0xef" in report
+
+    for section, wanted in ((".cmdline", b" ".join(word.encode() for word in linux.split()[2:])), (".initrd", initrd)):
+        run(["objcopy", "--dump-section", f"{section}={site.parent / 'section'}", site.parent / "recovery.uki",
+             site.parent / "copy.uki"])
+        assert (site.parent / "section").read_bytes() == wanted
+
+
+def test_a_program_for_a_host_s_rescue_menu(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, out = site.parent / "script", site.parent / "recover"
+    script.write_bytes(b"#!/bin/sh\necho hello\n")
+    assert reroot(site, "program", "alpha", str(script), "-o", str(out)) == 4, "no such host"
+    (site / "hosts.toml").write_text('[[host]]\nname = "alpha"\n')
+    assert reroot(site, "program", "alpha", str(site.parent / "gone"), "-o", str(out)) == 4
+    assert "cannot be read" in capsys.readouterr().err
+    assert reroot(site, "program", "alpha", str(script), "-o", str(out)) == 0
+    keys = Catalogue(site / "catalogue", site / "keys").read("orders/keys.json")
+    now = clock.wall()
+    assert ownprogram.verify(out.read_bytes(), keys, host="alpha", now=now + 29 * 86400).data == script.read_bytes()
+    with pytest.raises(TrustError):
+        ownprogram.verify(out.read_bytes(), keys, host="alpha", now=now + 31 * 86400)
+
+
+@pytest.mark.parametrize(("kind", "words", "code", "says"), [
+    ("iso", ("moon/1", "-o", "x.iso"), 4, "`reroot recovery list` shows what"),
+    ("uki", ("debian/1", "-o", "/no/such/folder/x.efi"), 8, "cannot be written"),
+    ("iso", ("debian/1", "-o", "x.iso", "--argument", "init=$(reboot)"), 2, "cannot stand in a boot script"),
+    ("iso", ("debian/1", "-o", "x.iso", "--argument", "x\n}"), 2, "cannot stand in a boot script"),
+    ("uki", ("debian/1", "-o", "x.iso", "--argument", "x" * 1025), 2, "1024 are the most"),
+])
+def test_media_that_cannot_be_made(
+    site: Path, kind: str, words: tuple[str, ...], code: int, says: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert reroot(site, kind, *words) == code
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not Path("x.iso").exists()
 
 
 @pytest.mark.parametrize(("words", "code", "says"), [
