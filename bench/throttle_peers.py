@@ -156,7 +156,7 @@ class Reroot:
         with log.open("ab") as stream:
             self._process = spawn(
                 [sys.executable, "-c", "from cli.main import main; main()", "serve", "--site", self.site.root],
-                errors=stream, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"})
+                errors=stream, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         _wait(self._answers, self._process, log)
         self.file.write_text(json.dumps([self._enrolled(f"h{number}") for number in range(self._connections)]))
 

@@ -188,7 +188,7 @@ class TicketDoor(asyncio.Protocol):
         error = proving.exception()
         if error is not None:
             self._say(refused(ask, error))
-        else:
+        elif self._transport is not None:  # else whoever asked has just hung up, and nothing is done for nobody
             self._begin(ask, *proving.result())
         self._next()
 

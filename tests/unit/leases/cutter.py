@@ -17,6 +17,8 @@ class Cutter:
         self.share = 0.0
         """How many of the answers are lost, 0 to 1."""
         self.lost = 0
+        self.spoken = 0
+        """How often something of a request in a session came by."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: set[socket.socket] = set()
@@ -45,6 +47,7 @@ class Cutter:
     def _pass(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self.spoken += not answers and b"\r\nReroot-Session: " in data
                 if answers and self._chance.random() < self.share:
                     self.lost += 1
                     break

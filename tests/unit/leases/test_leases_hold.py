@@ -56,6 +56,7 @@ def attack(folder: Path, database: str, backend: str, name: str, daemons: int, s
     assert verdict.faults == ()
     assert set(run.done) >= set(nemeses) - {"lost"}
     assert enough(ops, nemeses)
+    assert sum(cutter.spoken for cutter in run.cutters) > 0, "nobody asked in a session"
     assert judge(ops, {**campaign.SLOTS, "a": campaign.SLOTS["a"] - 1}).faults, "this run could not have failed"
     if "crash" not in nemeses:
         assert verdict.overtaken <= MOST_OVERTAKEN
