@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import delta, imaging, precious, throttle
+from bench import delta, imaging, keeping, precious, throttle
 from bench.table import Section, page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -16,6 +16,7 @@ BENCHES: Mapping[str, tuple[Callable[[], Section], tuple[str, ...]]] = {
     "imaging": (imaging.measure, ("casync", "b3sum", "tar", "zstd", "mmdebstrap")),
     "delta": (delta.measure, ("ostree", "mmdebstrap")),
     "precious": (precious.measure, ()),
+    "keeping": (keeping.measure, ("tar",)),
     "throttle": (throttle.measure, ("etcd", "postgres")),
 }
 """Each bench by name, with the programs it needs."""

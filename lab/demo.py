@@ -23,7 +23,7 @@ from plumbing import clock
 from plumbing.errors import EXIT_CODES, CommandError, Kind, UsageError
 
 Say = Callable[[str], None]
-UPGRADE_S = 900.0
+UPGRADE_S = 1800.0
 _UNTOLD = {"seconds", "attempt", "digest", "order", "installed", "os_release"}
 """Figures of a report that say nothing new on a demo's line."""
 

@@ -81,15 +81,14 @@ class Ids:
     containers: int = SUBORDINATE
 
 
-def make(root: str, ids: Ids, *, many: int = MANY, sparse_bytes: int = SPARSE_BYTES, deep: int = DEEP,
-         devices: bool = True) -> None:
+def make(root: str, ids: Ids, *, many: int = MANY, sparse_bytes: int = SPARSE_BYTES, deep: int = DEEP) -> None:
     """Make everything below `root`; it needs to be root for owners, devices and capabilities."""
     top = os.path.join(os.fsencode(root), os.fsencode(HOME))
     os.makedirs(top, exist_ok=True)
     _links(os.fsencode(root), top, ids)
     _names(top)
     _metadata(top, ids)
-    _special(top, devices)
+    _special(top)
     _deep(top, deep)
     _sparse(top + b"/sparse", sparse_bytes)
     for number in range(many):
@@ -142,15 +141,14 @@ def _metadata(top: bytes, ids: Ids) -> None:
     _put(base + b"shared/inherited", b"x")
 
 
-def _special(top: bytes, devices: bool) -> None:
+def _special(top: bytes) -> None:
     base = top + b"/special/"
     os.makedirs(base)
     os.mkfifo(base + b"fifo", 0o620)
     with contextlib.chdir(base), socket.socket(socket.AF_UNIX) as server:  # the path of a socket is short
         server.bind("socket")
-    if devices:
-        os.mknod(base + b"null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        os.mknod(base + b"block", 0o660 | stat.S_IFBLK, os.makedev(259, 77_777))
+    os.mknod(base + b"null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    os.mknod(base + b"block", 0o660 | stat.S_IFBLK, os.makedev(259, 77_777))
     os.makedirs(base + b"mount")
     _put(base + b"mount/under", b"under a mount point\n")
 

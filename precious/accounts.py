@@ -112,8 +112,7 @@ def merge(old: Files, new: Files, owners: Iterable[str] = (), groups: Iterable[s
               if name in image["passwd"] or _is_person(int(user[2])) or name in owning}
     moved = _carry_groups(host, image, {*groups, *_joined(host, coming)}, notes)
     _carry_users(host, image, coming, moved, notes)
-    conflict = _carry_fields(host, image, release, has)
-    _carry_passwords(host, image, release)
+    conflict = (*_carry_fields(host, image, release, has), *_carry_passwords(host, image, release))
     _carry_members(host, image, release)
     notes += _unstartable(host, image, has)
     dropped = _left_out(host, image, release)
@@ -183,10 +182,14 @@ def _carry_fields(host: _Side, image: _Side, release: _Side, has: Callable[[str]
     told = []
     for name, user in host["passwd"].items():
         theirs, old = image["passwd"].get(name), release["passwd"].get(name)
-        if theirs is None or old is None:
+        if theirs is None:
             continue
         for column, what in ((5, "home"), (6, "shell")):
-            if user[column] in {old[column], theirs[column]}:
+            if user[column] == theirs[column] or (old is not None and user[column] == old[column]):
+                continue
+            if old is None:
+                told.append(f"/etc/passwd: {name}'s {what} was {user[column]}, perhaps as the old release had it; it "
+                            f"is the image's {theirs[column]}")
                 continue
             if column == 6 and not has(user[column]):
                 told.append(f"/etc/passwd: {name}'s shell was {user[column]}, which the new root does not have; it is "
@@ -219,7 +222,8 @@ def _left_out(host: _Side, image: _Side, release: _Side) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _carry_passwords(host: _Side, image: _Side, release: _Side) -> None:
+def _carry_passwords(host: _Side, image: _Side, release: _Side) -> Iterator[str]:
+    """Give accounts that both have the host's passwords and locks; yields what could not be decided."""
     for name, line in host["shadow"].items():
         theirs, old = image["shadow"].get(name), release["shadow"].get(name)
         if theirs is None or line[1] == theirs[1]:
@@ -227,6 +231,9 @@ def _carry_passwords(host: _Side, image: _Side, release: _Side) -> None:
         changed = line[1] not in _LOCKED if old is None else line[1] != old[1] and not {line[1], old[1]} <= _LOCKED
         if changed and (theirs[1] in _LOCKED or old is not None):
             image["shadow"][name] = line
+        elif old is None and theirs[1] not in _LOCKED:
+            yield (f"/etc/shadow: {name} has another password or none on the host, perhaps as the old release had it; "
+                   "it is the image's")
 
 
 def _carry_members(host: _Side, image: _Side, release: _Side) -> None:

@@ -202,7 +202,7 @@ def test_a_nearly_full_local_leaves_the_host_as_it_was(begin: Begin, tell: Tell)
     machine.succeed(f"fallocate -l $(($(df --output=avail --block-size=1 /local | tail -1) - {left})) /local/somebodys")
     digest = machine.succeed("sha256sum /srv/film")
     run.order()
-    failed = machine.wait_for_console(r"preserve: FAILED .*MiB free and keeping the precious files takes .*", 600)
+    failed = machine.wait_for_console(r"preserve: FAILED .*MiB free and keeping the precious files takes .*", 1200)
     machine.wait_for_login(fleet.LOGIN_S)
     assert fleet.Facts.read(machine, run.hosts[0].spec).answers == before["alpha"].answers
     assert machine.succeed("sha256sum /srv/film") == digest

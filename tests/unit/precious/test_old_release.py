@@ -105,6 +105,15 @@ def test_both_changed_is_a_conflict_that_the_host_wins() -> None:
     assert len(merged.conflict) == 1 and "/srv/image" in merged.conflict[0]
 
 
+def test_without_the_old_release_the_image_s_wins_and_it_is_told() -> None:
+    assert accounts.merge(OLD, NEW).conflict == ()
+    image = changed(NEW, ("shadow", b"root:*:", b"root:$y$image:"))
+    merged = accounts.merge(changed(OLD, ("passwd", b"/root:/bin/bash", b"/root:/bin/zsh")), image)
+    assert table(merged.files["passwd"])["root"][6] == "/bin/bash"
+    assert len(merged.conflict) == 2 and "root's shell was /bin/zsh" in merged.conflict[0]
+    assert "root has another password" in merged.conflict[1] and "$y$" not in str(merged.conflict)
+
+
 @pytest.mark.parametrize(("was", "host", "image", "then"), [
     ("$y$a", "$y$a", "$y$b", "$y$b"), ("$y$a", "$y$mine", "$y$b", "$y$mine"), ("$y$a", "!", "$y$b", "!"),
     ("*", "$y$mine", "$y$b", "$y$mine"), ("*", "!", "$y$b", "$y$b"), ("*", "!*", "*", "*")])
