@@ -13,6 +13,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 BESIDE = {TESTS / "unit/fleet": [TESTS / "unit/control"],
           TESTS / "unit/leases": [TESTS / "unit/control"],
+          TESTS / "unit/recovery": [TESTS / "unit/control"],
           TESTS / "unit/cli": [TESTS / "unit/control", TESTS / "unit/imaging"]}
 """Folders whose conftest.py puts others on the path."""
 
