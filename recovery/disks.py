@@ -338,7 +338,7 @@ def unmount(target: Path) -> None:
 
 def _complaint(done: Completed) -> str:
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"status {done.status}"
+    return lines[0] if lines else f"status {done.status}"  # util-linux ends with a hint at dmesg
 
 
 @contextmanager

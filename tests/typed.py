@@ -14,6 +14,7 @@ TESTS = Path(__file__).resolve().parent
 BESIDE = {TESTS / "unit/fleet": [TESTS / "unit/control"],
           TESTS / "unit/recovery": [TESTS / "unit/control"],
           TESTS / "unit/leases": [TESTS / "unit/control"],
+          TESTS / "unit/recovery": [TESTS / "unit/control"],
           TESTS / "unit/cli": [TESTS / "unit/control", TESTS / "unit/imaging"]}
 """Folders whose conftest.py puts others on the path."""
 

@@ -13,7 +13,7 @@ from lab.demo import Demo, Wish
 from lab.fleet import LabHost
 from lab.machine import Machine
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.nightly]
 
 MIB, SECTOR, GROUP_MIB = 1 << 20, 512, 128
 BEFORE_WIPE = ("network", "order", "disks", "preserve")
@@ -75,7 +75,6 @@ def test_a_disk_that_fails_under_the_new_root_is_no_success(begin: Begin, tell: 
     assert "init" in repaired(machine), "a half-made root never starts"
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("number", [40, 400])
 def test_a_disk_that_fails_from_one_write_on(begin: Begin, tell: Tell, tmp_path: Path, number: int) -> None:
     """Whatever write it is: the old system, untouched, or recovery that tells; never a half-made root."""
