@@ -184,6 +184,8 @@ def _to_start(image: str, site: Path, arguments: list[str] | None) -> tuple[dict
 
 
 def _write(out: Path, data: bytes) -> None:
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out} is no file; write to a file, and copy that to a disk with dd")
     try:
         durable.write_file(out, data)
     except OSError as error:

@@ -22,6 +22,9 @@ VOLUME = "REROOT_RECOVERY"
 WAIT_S = 3
 """How long GRUB's menu waits for a key, in seconds."""
 
+FAT_S = (315532800, 4354819200)
+"""The dates that FAT knows, in seconds since 1970."""
+
 PACKAGES = {"xorriso": "xorriso", "mformat": "mtools", "mcopy": "mtools", "mmd": "mtools"}
 _EFI_SLACK = 256 << 10
 """Room for FAT's own tables and folders beside GRUB, in bytes."""
@@ -73,9 +76,10 @@ class Medium:
 
 
 def source_date(environment: Mapping[str, str]) -> int:
-    """Return the date of what is built: SOURCE_DATE_EPOCH where it is a number, else FAT's first day, in 1980."""
+    """Return the date of what is built: SOURCE_DATE_EPOCH where FAT can say it (1980 to 2107), else its first day."""
     text = environment.get("SOURCE_DATE_EPOCH", "")
-    return max(int(text), 315532800) if text.isascii() and text.isdigit() else 315532800
+    given = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
+    return given if FAT_S[0] <= given < FAT_S[1] else FAT_S[0]
 
 
 def make(medium: Medium) -> bytes:

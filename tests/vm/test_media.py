@@ -10,6 +10,7 @@ from conftest import Begin, Tell
 from lab import disks, fleet
 from lab.demo import Wish
 from lab.disks import DiskPlan
+from lab.machine import Machine
 from lab.qemu import Boot, Disk, Firmware, MachineSpec, Medium, Slot
 
 MENU_S = 300.0
@@ -46,10 +47,25 @@ def test_all_media_reach_the_menu_and_touch_nothing(begin: Begin, tell: Tell, tm
         machine.wait_for_console("choose ", MENU_S)
         told.append(f"{way}: first line after {first_s:.1f} s, menu after {machine.elapsed_s():.1f} s")
         tell(told[-1])
+        if spec.firmware is Firmware.BIOS and spec.medium is not None and spec.medium.slot is Slot.CD:
+            _look_at_the_disks(machine)
         machine.power_cut()
         assert _digest(image) == before, way
     log = (lab.logs / "control.log").read_text()
     assert f"/boot/http/{machine.mac.replace(':', '-')}/recovery.efi" in log
+
+
+def _look_at_the_disks(machine: Machine) -> None:
+    """Check and mount everything, and try to write to it."""
+    machine.send_console("3\n")
+    for name in ("vda3", "vda4"):  # root and /local; the first two are GRUB's and the ESP
+        machine.wait_for_console(rf"/dev/{name} \(ext4, .*\): clean, mounted read-only at /mnt/{name}", MENU_S)
+    machine.wait_for_console("choose ", MENU_S)
+    machine.send_console("4\n")
+    machine.wait_for_console("rescue# ", MENU_S)
+    assert machine.console_command("cat /mnt/vda3/precious") == (0, "what must not be touched")
+    status, said = machine.console_command("touch /mnt/vda3/new 2>&1")
+    assert status != 0 and "Read-only" in said
 
 
 def _disk(plan: DiskPlan, tmp_path: Path, program: Path) -> Path:

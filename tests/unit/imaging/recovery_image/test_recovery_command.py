@@ -11,6 +11,7 @@ import pytest
 from cli import main
 from imaging import recovery_manifest
 from imaging.catalogue import Catalogue
+from imaging.recovery_image import iso
 from imaging.recovery_image.ledger import Ledger
 from imaging.store import Store
 from plumbing import clock
@@ -75,15 +76,15 @@ def test_iso_and_unified_image_carry_the_site(site: Path, capsys: pytest.Capture
     told = capsys.readouterr().out
     assert "dd if=" in told and str(site / "boot/recovery.efi") in told
 
-    iso = site.parent / "recovery.iso"
+    image = site.parent / "recovery.iso"
     tree = site.parent / "tree"
-    run(["xorriso", "-osirrox", "on", "-indev", iso, "-extract", "/", tree])
+    run(["xorriso", "-osirrox", "on", "-indev", image, "-extract", "/", tree])
     (folder,) = (path for path in tree.iterdir() if path.name == "reroot-media")
     assert (folder / "initrd.img").read_bytes() == initrd
     (linux,) = (line for line in (folder / "grub.cfg").read_text().splitlines() if line.startswith("  linux"))
     assert linux.split()[2:] == ["reroot.control=http://10.0.0.1:8080", "console=tty0", "console=ttyS0,115200",
                                  "reroot.rescue"]
-    report = run(["xorriso", "-indev", iso, "-report_el_torito", "plain", "-report_system_area", "plain"]).text
+    report = run(["xorriso", "-indev", image, "-report_el_torito", "plain", "-report_system_area", "plain"]).text
     assert "El Torito boot img :   1  BIOS" in report and "El Torito boot img :   2  UEFI" in report
     assert "MBR grub2-mbr" in report and "0xef" in report
 
@@ -108,8 +109,17 @@ def test_a_program_for_a_host_s_rescue_menu(site: Path, capsys: pytest.CaptureFi
         ownprogram.verify(out.read_bytes(), keys, host="alpha", now=now + 31 * 86400)
 
 
+@pytest.mark.parametrize(("given", "seconds"), [
+    ({}, 315532800), ({"SOURCE_DATE_EPOCH": "1700000000"}, 1700000000), ({"SOURCE_DATE_EPOCH": "0"}, 315532800),
+    ({"SOURCE_DATE_EPOCH": "9" * 99}, 315532800), ({"SOURCE_DATE_EPOCH": "yesterday"}, 315532800),
+])
+def test_the_date_of_a_medium(given: dict[str, str], seconds: int) -> None:
+    assert iso.source_date(given) == seconds
+
+
 @pytest.mark.parametrize(("kind", "words", "code", "says"), [
     ("iso", ("moon/1", "-o", "x.iso"), 4, "`reroot recovery list` shows what"),
+    ("iso", ("debian/1", "-o", "/dev/null"), 2, "is no file"),
     ("uki", ("debian/1", "-o", "/no/such/folder/x.efi"), 8, "cannot be written"),
     ("iso", ("debian/1", "-o", "x.iso", "--argument", "init=$(reboot)"), 2, "cannot stand in a boot script"),
     ("iso", ("debian/1", "-o", "x.iso", "--argument", "x\n}"), 2, "cannot stand in a boot script"),
