@@ -136,12 +136,13 @@ class Policy:
         """Tell whether nobody would miss `path`: [loss] ignores it, or [unlisted] skips it."""
         return bool(self._worthless.fullmatch(path.decode("utf-8", "surrogateescape")))
 
+    @cached_property
+    def _worthless_folders(self) -> re.Pattern[str]:
+        return _matcher(glob[:-3] for glob in (*self.loss.ignore, *self.unlisted.skip) if glob.endswith("/**"))
+
     def ignores_below(self, folder: bytes) -> bool:
-        """Tell whether nobody would miss anything below `folder`, as far as one glob FOLDER/** says so."""
-        names = folder.decode("utf-8", "surrogateescape")
-        return any(glob.endswith("/**") and re.fullmatch(_translate(glob[:-3].lstrip("/")) + "(?:/.*)?", names,
-                                                         re.DOTALL)
-                   for glob in (*self.loss.ignore, *self.unlisted.skip))
+        """Tell whether a glob FOLDER/** says that nobody would miss anything below `folder`; it spares walking it."""
+        return bool(self._worthless_folders.fullmatch(folder.decode("utf-8", "surrogateescape")))
 
     @property
     def digest(self) -> str:

@@ -175,7 +175,7 @@ def test_precious_check_says_what_is_in_force_and_what_is_wrong(
 
 
 NAMED = re.compile(r"`reroot ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?[^`]*`")
-MISSING = ("class", "level", "simulate", "image diff", "precious report")
+MISSING = ("class", "level", "simulate", "image diff")
 
 
 def commands() -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import Machine, Server, make_site, publish_release, serving, wait_until
 
-from fleet import agent, inventory, losing
+from fleet import agent, inventory, losing, stage
 from fleet.agent import Agent, State
 from fleet.inventory import Link
 from imaging.release import Release
@@ -174,7 +174,7 @@ def test_an_order_that_the_last_look_ends_is_told_as_a_question(
         arguments[-1]()  # type: ignore[operator]
         raise AssertionError("it went on to the reboot")
 
-    monkeypatch.setattr(agent.stage, "prepare", prepare)
+    monkeypatch.setattr(stage, "prepare", prepare)
     bench.agent._step()
     assert bench.agent.state is State.WAITING
     wait_until(lambda: bench.machine.state() == "failed")

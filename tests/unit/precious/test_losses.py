@@ -99,7 +99,8 @@ def test_the_suggested_rule_keeps_all_of_a_finding(paths: list[bytes]) -> None:
 
 def mutations(value: Any, data: st.DataObject) -> Any:
     """Return the value with one thing in it replaced by something else."""
-    junk = st.sampled_from([None, True, -1, 1 << 70, float("nan"), "\x1b[2J", "x" * 5000, [], {}, [[]], "more"])
+    junk: st.SearchStrategy[Any] = st.sampled_from([
+        None, True, -1, 1 << 70, float("nan"), "\x1b[2J", "x" * 5000, [], {}, [[]], "more"])
     if isinstance(value, dict) and value and data.draw(st.booleans()):
         key = data.draw(st.sampled_from(sorted(value)))
         return {**value, key: mutations(value[key], data)}

@@ -204,3 +204,21 @@ def test_knowing_less_never_loses_what_knowing_more_keeps(asked: Conditions, fac
             assert asked.hold(less)
     if asked.hold(facts, unknown=False):
         assert asked.hold(facts)
+
+
+def test_a_later_layer_says_the_rule_and_adds_to_what_is_ignored() -> None:
+    policy = load([("site", '[loss]\nrule = "refuse"\nignore = ["/var/cache/**"]'),
+                   ("class", '[loss]\nignore = ["/x"]'),
+                   ("host", '[loss]\nrule = "warn"\n[unlisted]\nskip = ["/etc/made/**"]')])
+    assert (policy.loss.rule, policy.loss.ignore) == ("warn", ("/var/cache/**", "/x"))
+    assert policy.ignores(b"var/cache/a/b") and policy.ignores(b"x") and policy.ignores(b"etc/made/it")
+    assert not policy.ignores(b"var/cache") and not policy.ignores(b"x/y")
+    assert policy.ignores_below(b"var/cache") and policy.ignores_below(b"etc/made") and not policy.ignores_below(b"var")
+    assert load([("site", "")]).loss.rule == "ask"
+    assert Policy.from_json({"rules": []}).loss.rule == "warn", "an order of before"
+    assert Policy.from_json(policy.to_json()).digest == policy.digest != load([("site", "")]).digest
+
+
+def test_a_loss_rule_that_is_none_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"site, line 3: .*rule = 'aks'.*did you mean 'ask'"):
+        load([("site", '\n[loss]\nrule = "aks"')])
