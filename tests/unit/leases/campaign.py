@@ -43,7 +43,7 @@ BACK_S = 10.0
 TURNS = 3
 """How often each nemesis comes at least."""
 MOST_S = 90.0
-"""How long a run takes at most on a machine that is busy with other things, in seconds."""
+"""How much longer than it should a run takes at most on a machine that is busy with other things, in seconds."""
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
@@ -171,8 +171,8 @@ def run(folder: Path, database: str, nemeses: list[str], *, daemons: int, second
         enough: Callable[[list[Op]], bool], postgresql: PostgreSQLExecutor | None = None) -> tuple[list[Op], Campaign]:
     """Let hosts fight for tickets, with the nemeses at work in turn; returns what the hosts saw.
 
-    It ends after `seconds`, or later, when each nemesis had TURNS and what they saw is `enough`, but after MOST_S
-    at the latest.
+    It ends after `seconds`, or later, when each nemesis had TURNS and what they saw is `enough`, but MOST_S after
+    that at the latest.
     """
     busy = [name for name in nemeses if name != "lost"]
     history = folder / "history"
@@ -181,7 +181,7 @@ def run(folder: Path, database: str, nemeses: list[str], *, daemons: int, second
             campaign.lose()
         began_s = clock.monotonic()
         turn = 0
-        while (past_s := clock.monotonic() - began_s) < seconds or (past_s < MOST_S and (
+        while (past_s := clock.monotonic() - began_s) < seconds or (past_s < seconds + MOST_S and (
                 turn < TURNS * len(busy) or not enough(_read(history)))):
             campaign.pause.wait(campaign.chance.uniform(0.5, 1.0))
             campaign.look()
