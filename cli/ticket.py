@@ -94,11 +94,25 @@ def lines(services: object) -> list[str]:
                           f"{duration.show(float(lease.get('expires_in_s', 0)))} left" for lease in leases]
                 found += [f"    {lease.get('ticket')} quarantined: {lease.get('holder')}{_whence(lease)} fell silent"
                           for lease in service.get("quarantined") or ()]
+                for group in service.get("groups") or ():
+                    found += _group(group)
                 line = service.get("line") or ()
                 found += [f"    {place}. {one.get('host')} waits for {duration.show(float(one.get('waits_s', 0)))}"
                           for place, one in enumerate(line, 1)]
                 found += [f"    … and {waiting - len(line)} more"] * (waiting > len(line) > 0)
     return found or ["no services; write some into the site's tickettab"]
+
+
+def _group(group: Mapping[str, object]) -> list[str]:
+    """Say how a FleetLock group stands, and who of it is to be well before its slot is free."""
+    why = group.get("grants_nothing")
+    unwell = group.get("unwell")
+    window = f"  group {group.get('group')}: {group.get('window')}"
+    if why:
+        window += "; nothing is granted" + ("" if why == group.get("window") else f": {why}")
+    return [window, *(f"    {one.get('ticket')} is kept: {one.get('host')} is unwell for "
+                      f"{duration.show(float(one.get('for_s', 0)))} ({one.get('why')})"
+                      for one in (unwell if isinstance(unwell, list) else ()))]
 
 
 def _whence(entry: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from control.database import Database
 from control.files import Library
 from control.gate import Gate
 from control.orders import Issuer, target_path
+from control.reboot_slots import RebootSlots
 from control.rollouts import Rollouts
 from control.signatures import Signatures
 from control.site import Site
@@ -38,6 +39,7 @@ class Parts:
     issuer: Issuer
     tickets: TicketService
     rollouts: Rollouts
+    reboot_slots: RebootSlots
     library: Library
     bell: Bell
     signatures: Signatures

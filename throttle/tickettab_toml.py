@@ -16,11 +16,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 from plumbing.errors import ConfigError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
+from throttle.health import askable
 from throttle.tickettab import MAX_LIFETIME_S, MAX_SLOTS, Adaptive, Provider, Service, check_name
 
 MIN_BANDWIDTH = 128 << 10
@@ -87,15 +87,9 @@ class _Reader:
                         self._health(table.get("health", ""), (*path, "health")))
 
     def _health(self, value: object, path: tuple[str, ...]) -> str:
-        try:
-            parts = urlsplit(value) if isinstance(value, str) else None
-            good = value == "" or (parts is not None and parts.scheme in {"http", "tcp"} and bool(parts.hostname) and
-                                   (parts.scheme == "http" or parts.port is not None))
-        except ValueError:
-            good = False
-        if not good:
+        if not isinstance(value, str) or (value and not askable(value)):
             self._fail(path, f"health = {_shown(value)} must be http://name:port/path or tcp://name:port")
-        return str(value)
+        return value
 
     def _bandwidth(self, table: Table, path: tuple[str, ...]) -> int:
         least = MIN_BANDWIDTH if table.get("bandwidth", 0) else 0

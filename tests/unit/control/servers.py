@@ -118,7 +118,7 @@ def serving(site: Site) -> Iterator[Server]:
             cwd=ROOT, stdout=stream, stderr=stream)
     server = Server(site, process, loaded.server.public_url, f"http://{loaded.server.content}", log)
     try:
-        wait_until(lambda: process.poll() is not None or answers(server))
+        wait_until(lambda: process.poll() is not None or answers(server), 60)
         assert process.poll() is None, log.read_text()
         yield server
     finally:
