@@ -17,6 +17,8 @@ from plumbing.spelling import hint
 
 MAX_LIFETIME_S = 31_536_000
 MAX_SLOTS = 1_000_000
+MAX_OFFER = 10_000
+"""Slots that a provider which registers at run time may have."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from plumbing.errors import ConfigError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
 from throttle.health import askable
-from throttle.tickettab import MAX_LIFETIME_S, MAX_SLOTS, Adaptive, Provider, Service, check_name
+from throttle.tickettab import MAX_LIFETIME_S, MAX_OFFER, MAX_SLOTS, Adaptive, Provider, Service, check_name
 
 MIN_BANDWIDTH = 128 << 10
 """Bytes per second: twice the speed below which a host takes a server for dead (imaging.sources)."""
@@ -64,7 +64,7 @@ class _Reader:
         return Service(
             name, self._whole(table, "lifetime_s", 1, MAX_LIFETIME_S, path),
             tuple(self._provider(one, words, (*path, "provider", one)) for one, words in providers.items()),
-            self._bandwidth(table, path), self._whole(table, "offer_slots", 0, 10_000, path),
+            self._bandwidth(table, path), self._whole(table, "offer_slots", 0, MAX_OFFER, path),
             adaptive)
 
     def table(self, value: object, path: Sequence[str]) -> Table:
