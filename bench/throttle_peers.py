@@ -18,10 +18,10 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pytest_postgresql.executors import PostgreSQLExecutor
 
 from bench import throttle_wire
 from control import site as sites
-from lab.postgresql import Postgresql, program
 from plumbing import clock, hostauth
 from plumbing.errors import NetworkError
 from plumbing.http import Client
@@ -114,14 +114,18 @@ class Postgres:
     name = "PostgreSQL"
 
     def __init__(self, folder: Path, connections: int) -> None:
-        self.file = Path("/dev/null")
-        self._server = Postgresql(folder / "postgresql", free_port(), {"max_connections": str(connections + 20)})
-        self.address = self._server.url("slots")
-        self.version = run([program("postgres"), "--version"]).text.split()[2]
+        self.file, port = Path("/dev/null"), free_port()
+        self._server = PostgreSQLExecutor(
+            executable=str(ROOT / "tests/unit/pg_ctl.sh"), host="127.0.0.1", port=port,
+            datadir=str(folder / "postgresql"), unixsocketdir="/tmp", logfile=str(folder / "postgresql.log"),
+            startparams="-w", dbname="slots",
+            postgres_options=f"-c fsync=on -c max_connections={connections + 20}")
+        self.address = f"postgresql://{self._server.user}@127.0.0.1:{port}/slots"
+        self.version = str(self._server.version)
 
     def start(self) -> None:
         self._server.start()
-        self._server.create("slots")
+        run(["createdb", "--maintenance-db", self.address.replace("/slots", "/postgres"), "slots"])
         for statement in ("create table slots (id int primary key, holder text, until timestamptz) "
                           "with (fillfactor = 50)", f"insert into slots select generate_series(1, {SLOTS})",
                           "create index free on slots (id) where holder is null", "vacuum analyze slots"):
@@ -131,7 +135,7 @@ class Postgres:
         self._server.stop()
 
     def cpu_s(self) -> float:
-        return cpu_s(self._server.pid)
+        return cpu_s(int((Path(self._server.datadir) / "postmaster.pid").read_text().split()[0]))
 
 
 class Reroot:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -19,6 +21,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from plumbing.errors import ConfigError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
+from throttle import health
+from throttle.windows import Windows
+from throttle.windows import parse as parse_window
 
 
 def _listen(text: str) -> str:
@@ -179,10 +184,52 @@ class OrdersSection(Section):
 Group = Annotated[str, Field(pattern=r"^[a-zA-Z0-9.-]+\z", max_length=200)]
 
 
+def _window(text: str) -> str:
+    parse_window(text)
+    return text
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("this machine knows no such time zone; write one as Europe/Berlin or UTC, and install "
+                         "Debian's tzdata") from error
+    return text
+
+
+def _probe(text: str) -> str:
+    if text and not (text.count("{host}") == 1 and health.askable(text.replace("{host}", "host"))):
+        raise ValueError("write it as http://{host}:port/path or tcp://{host}:port; {host} is who asks")
+    return text
+
+
+class FleetlockGroup(Section):
+    """One group of [fleetlock]: a service, when its hosts may reboot, and how it is seen that one is well again."""
+
+    service: str
+    windows: tuple[Annotated[str, AfterValidator(_window)], ...] = ()
+    zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    healthy: Annotated[str, AfterValidator(_probe)] = ""
+    healthy_within_s: Seconds = 3600.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        if not isinstance(value, str | dict | FleetlockGroup):
+            raise ValueError('write the name of a service, or a table with service = "…"')
+        return {"service": value} if isinstance(value, str) else value
+
+    @cached_property
+    def when(self) -> Windows:
+        """The windows as values; without any it is always open."""
+        return Windows(tuple(span for text in self.windows for span in parse_window(text)), ZoneInfo(self.zone))
+
+
 class FleetlockSection(Section):
     """[fleetlock]: which groups of FleetLock clients share which service; nobody is served until one is named."""
 
-    groups: dict[Group, str] = Field(default_factory=dict)
+    groups: dict[Group, FleetlockGroup] = Field(default_factory=dict)
     by_address: bool = False
 
 
@@ -296,7 +343,7 @@ def _sentence(text: str, path: Path, error: ValidationError) -> str:
         return f"{where}: there is no key {name!r}; {hint(str(loc[-1]), _valid_words(loc[:-1]))}"
     if first["type"] == "missing":
         return f"{where}: the key {name!r} is missing; docs/config.md describes it"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list in [ ]")
     return f"{where}: {name} = {first['input']!r} will not do: {message}"
 
 
@@ -304,7 +351,7 @@ def _valid_words(loc: list[int | str]) -> list[str]:
     """Return the keys that the table at `loc` may have, nearest model found by walking the annotations."""
     model: type[BaseModel] = Config
     for part in loc:
-        if isinstance(part, str):
+        if part in model.model_fields:  # else a position in an array, or a name that the administrator gave
             model = _model_of(model.model_fields[part].annotation)
     return sorted(model.model_fields)
 

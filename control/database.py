@@ -7,6 +7,7 @@ short and run in worker threads; the event loop never waits for the disk.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,9 @@ def url_for(site_database: Path, configured: str) -> str:
 
 
 def unwritable(error: OperationalError) -> str:
-    """Say that the database cannot be used; nothing of the transaction is kept."""
+    """Say what is wrong: SQLite's disk, and nothing of the transaction is kept, or a PostgreSQL that is away."""
+    if not isinstance(error.orig, sqlite3.Error):  # what it was committing when it went may be there
+        return f"the server's database does not answer ({' '.join(str(error.orig).split())}); ask again"
     return f"the server's database cannot be used ({error.orig}); nothing was changed; check its disk's free space"
 
 

@@ -15,6 +15,7 @@ from control.database import Database
 from control.files import Library
 from control.gate import Gate
 from control.orders import Issuer, target_path
+from control.reboot_slots import RebootSlots
 from control.rollouts import Rollouts
 from control.second_copies import SecondCopies
 from control.sessions import Sessions
@@ -41,6 +42,7 @@ class Parts:
     issuer: Issuer
     tickets: TicketService
     rollouts: Rollouts
+    reboot_slots: RebootSlots
     library: Library
     bell: Bell
     signatures: Signatures

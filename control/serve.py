@@ -39,6 +39,7 @@ from control.notify import keep_watchdog, notify
 from control.orders import Issuer
 from control.parts import Directory, Parts
 from control.patience import PatientOnce
+from control.reboot_slots import RebootSlots
 from control.rollouts import Rollouts
 from control.second_copies import Limits, SecondCopies
 from control.sessions import Sessions
@@ -185,11 +186,12 @@ def make_parts(site: Site, config: Config, database: Database, catalogue: SiteCa
                             on_silent=rollouts.holder_silent, executor=writer)
     configuration.check_services(config.orders.services, tickets.names())
     configuration.check_services(config.precious.services or (), tickets.names(), "[precious] services")
-    configuration.check_services(config.fleetlock.groups.values(), tickets.names(), "[fleetlock] groups")
+    configuration.check_services((one.service for one in config.fleetlock.groups.values()), tickets.names(),
+                                 "[fleetlock] groups")
     return Parts(
         site=site, config=config, admin_token=site.admin_token(), database=database, hosts_file=hosts_file,
         issuer=issuer, tickets=tickets,
-        rollouts=rollouts,
+        rollouts=rollouts, reboot_slots=RebootSlots(config.fleetlock.groups, tickets, hosts_file),
         library=Library(site.store, site.catalogue, site.boot), bell=bell,
         signatures=Signatures(database, writer),
         sessions=Sessions(database, lambda: hosts_file.current().by_name), gate=Gate(database, boot_id()),

@@ -6,6 +6,7 @@ One lost packet must not take a provider out, and one lucky answer must not brin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 DOWN_AFTER = 3
 """Failed checks in a row after which a provider is left out."""
@@ -33,6 +34,15 @@ class Health:
     def down(self) -> bool:
         """Whether no tickets are to name it."""
         return bool(self.why)
+
+
+def askable(url: str) -> bool:
+    """Tell whether a check can be made of `url`: http://name…, or tcp://name:port."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.scheme == "http" or (parts.scheme == "tcp" and parts.port is not None))
+    except ValueError:
+        return False
 
 
 def judge(known: Health, found: Finding) -> Health:

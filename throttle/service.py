@@ -149,8 +149,14 @@ class TicketService:
         await self._do(lambda now: (semaphore.offer(self._view, known, host, slots, url, lifetime_s, now), None))
 
     async def withdraw(self, service: str, host: str) -> None:
-        """End what `host` offers to `service`."""
-        await self._do(lambda _now: (semaphore.withdraw(self._view, service, host), None))
+        """End what `host` offers to `service`; raises NotFoundError when there is neither the offer nor the service."""
+        def rule(_now: float) -> tuple[Sequence[Change], None]:
+            changes = semaphore.withdraw(self._view, service, host)
+            if not changes:
+                self._defined(service)
+            return changes, None
+
+        await self._do(rule)
 
     def url(self, lease: Lease) -> str:
         """Return where the holder of `lease` fetches from, empty when the provider is not a host."""

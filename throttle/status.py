@@ -44,6 +44,19 @@ class Status:
                      for place in self.waiting[:SHOWN]],
         }
 
+    def nothing_free(self) -> str:
+        """Say why nothing is granted now; empty when something is."""
+        live = Counter(lease.provider for lease in self.leases)
+        left = {name: slots - live[name] for name, slots in self.slots.items() if slots > live[name]}
+        if not self.defined:
+            return "tickettab does not define the service any more"
+        if set(left) - set(self.down):
+            return ""
+        if left:
+            return f"all slots are taken but those of {', '.join(left)}, left out: {self.down[next(iter(left))]}"
+        total = sum(self.slots.values())
+        return f"all {total} slots are taken" if total else "the service has no slots"
+
     def _provider(self, name: str, live: int, down: Mapping[str, str]) -> dict[str, object]:
         slots = self.slots.get(name, 0)
         found: dict[str, object] = {"name": name, "slots": slots, "live": live}

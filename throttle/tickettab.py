@@ -17,6 +17,8 @@ from plumbing.spelling import hint
 
 MAX_LIFETIME_S = 31_536_000
 MAX_SLOTS = 1_000_000
+MAX_OFFER = 10_000
+"""Slots that a provider which registers at run time may have."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def _service(words: list[str], at: str) -> Service:
 
 def _provider(words: list[str], at: str) -> Provider:
     if len(words) != 2:
-        raise ConfigError(f"{at}: {' '.join(words)!r} is neither `service NAME LIFETIME` nor `PROVIDER SLOTS`")
+        wrong = (f"{words[0]!r} has no slots" if len(words) == 1
+                 else f"{words[0]!r} is not `service`, or {words[2]!r} is a word too many")
+        raise ConfigError(f"{at}: {wrong}; a line is `service NAME LIFETIME` or `PROVIDER SLOTS`")
     return Provider(check_name(words[0], "provider", at), _count(words[1], "slots", 0, MAX_SLOTS, at))
 
 

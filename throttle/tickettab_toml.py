@@ -16,12 +16,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 from plumbing.errors import ConfigError
 from plumbing.spelling import hint
 from plumbing.tomltext import line_of
-from throttle.tickettab import MAX_LIFETIME_S, MAX_SLOTS, Adaptive, Provider, Service, check_name
+from throttle.health import askable
+from throttle.tickettab import MAX_LIFETIME_S, MAX_OFFER, MAX_SLOTS, Adaptive, Provider, Service, check_name
 
 MIN_BANDWIDTH = 128 << 10
 """Bytes per second: twice the speed below which a host takes a server for dead (imaging.sources)."""
@@ -64,7 +64,7 @@ class _Reader:
         return Service(
             name, self._whole(table, "lifetime_s", 1, MAX_LIFETIME_S, path),
             tuple(self._provider(one, words, (*path, "provider", one)) for one, words in providers.items()),
-            self._bandwidth(table, path), self._whole(table, "offer_slots", 0, 10_000, path),
+            self._bandwidth(table, path), self._whole(table, "offer_slots", 0, MAX_OFFER, path),
             adaptive)
 
     def table(self, value: object, path: Sequence[str]) -> Table:
@@ -87,15 +87,9 @@ class _Reader:
                         self._health(table.get("health", ""), (*path, "health")))
 
     def _health(self, value: object, path: tuple[str, ...]) -> str:
-        try:
-            parts = urlsplit(value) if isinstance(value, str) else None
-            good = value == "" or (parts is not None and parts.scheme in {"http", "tcp"} and bool(parts.hostname) and
-                                   (parts.scheme == "http" or parts.port is not None))
-        except ValueError:
-            good = False
-        if not good:
+        if not isinstance(value, str) or (value and not askable(value)):
             self._fail(path, f"health = {_shown(value)} must be http://name:port/path or tcp://name:port")
-        return str(value)
+        return value
 
     def _bandwidth(self, table: Table, path: tuple[str, ...]) -> int:
         least = MIN_BANDWIDTH if table.get("bandwidth", 0) else 0

@@ -56,7 +56,7 @@ async def status(request: Request) -> Response:
         "hosts": {"listed": len(hosts), "enrolled": sum(
             1 for name, row in rows.items() if name in hosts and row.public_key is not None)},
         "orders": await asyncio.to_thread(book.count_states, parts.database),
-        "tickets": [service.to_json() for service in services],
+        "tickets": [{**service.to_json(), "groups": parts.reboot_slots.standing(service)} for service in services],
         "rollouts": await asyncio.to_thread(parts.rollouts.views, clock.wall()),
         "problems": [*await asyncio.to_thread(parts.problems), *ticket_problems(services)],
     })

@@ -65,7 +65,8 @@ async def call(path: str, request: Request) -> Response:
     try:
         host = _caller(parts, credentials, request.client.host if request.client else "")
         mark_known(request)
-        service = _service(parts, await _params(request))
+        group = (await _params(request)).group
+        service = parts.config.fleetlock.groups[group].service
     except TrustError as error:
         return _error(403, Kind.UNAUTHORIZED, error.sentence)
     except UsageError as error:
@@ -74,26 +75,18 @@ async def call(path: str, request: Request) -> Response:
         known = ", ".join(parts.config.fleetlock.groups)
         return _error(404, Kind.UNKNOWN_GROUP, f"there is no group {error.args[0]}; [fleetlock] groups has {known}")
     try:
-        return await (_lock(parts, service, host, request) if locking else _unlock(parts, service, host))
+        if locking:
+            lease = await parts.reboot_slots.lock(group, host, request.client.host if request.client else "")
+            return JSONResponse({"ticket": lease.ticket, "lifetime_s": lease.lifetime_s})
+        await parts.reboot_slots.unlock(group, host)
+        return JSONResponse({})
     except BusyError as error:
-        return _error(409, Kind.FULL, error.sentence, {"Retry-After": str(max(1, round(error.retry_after_s)))})
+        return _error(409, Kind.FULL if locking else Kind.FAILED_UNLOCK, error.sentence,
+                      {"Retry-After": str(max(1, round(error.retry_after_s)))})
     except RerootError as error:
         log.error("%s of %s for %s: %s", operation, service, host, error.sentence)  # the path would tell the token
         status = 403 if isinstance(error, RefusedError) else 500
         return _error(status, Kind.FAILED_LOCK if locking else Kind.FAILED_UNLOCK, error.sentence)
-
-
-async def _lock(parts: Parts, service: str, host: str, request: Request) -> Response:
-    lease = await parts.tickets.get(service, host, address=request.client.host if request.client else "")
-    return JSONResponse({"ticket": lease.ticket, "lifetime_s": lease.lifetime_s})
-
-
-async def _unlock(parts: Parts, service: str, host: str) -> Response:
-    """Give back what `host` holds of `service`; nothing held is what was wanted."""
-    lease = await parts.tickets.held(service, host)
-    if lease is not None:
-        await parts.tickets.give_back(lease.ticket, host)
-    return JSONResponse({})
 
 
 def _caller(parts: Parts, credentials: list[str], address: str) -> str:
@@ -117,10 +110,6 @@ async def _params(request: Request) -> ClientParams:
         return LockBody.model_validate_json(await read_body(request, MAX_BODY_BYTES)).client_params
     except ValidationError as error:
         raise UsageError(sentence(error)) from error
-
-
-def _service(parts: Parts, params: ClientParams) -> str:
-    return parts.config.fleetlock.groups[params.group]
 
 
 def _error(status: int, kind: Kind, value: str, headers: dict[str, str] | None = None) -> Response:

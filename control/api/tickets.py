@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from control.api.requests import Body, SignedRequest, parse
 from control.parts import Parts, parts_of
 from throttle.records import Lease
-from throttle.tickettab import MAX_LIFETIME_S
+from throttle.tickettab import MAX_LIFETIME_S, MAX_OFFER
 
 HOLD_S = 10.0
 """How long a request for a ticket may be held back in case a slot comes free, in seconds."""
@@ -82,7 +82,7 @@ async def give_back(ticket: str, request: Request, signed: SignedRequest) -> Res
 class OfferBody(Body):
     """PUT /tickets/offers/{service}."""
 
-    slots: int = Field(ge=1, le=10_000)
+    slots: int = Field(ge=1, le=MAX_OFFER)
     lifetime_s: int = Field(ge=1, le=MAX_LIFETIME_S)
     url: str = Field(max_length=400, pattern=r"^http://[A-Za-z0-9.:\[\]-]{1,300}$")
 
@@ -95,7 +95,7 @@ async def offer(service: str, request: Request, signed: SignedRequest) -> Respon
     return Response(status_code=204)
 
 
-@router.delete("/offers/{service}", status_code=204, **_told(None, None, 401))
+@router.delete("/offers/{service}", status_code=204, **_told(None, None, 401, 404))
 async def withdraw(service: str, request: Request, signed: SignedRequest) -> Response:
     """End what the signing host offers."""
     await parts_of(request).tickets.withdraw(service, signed.host)

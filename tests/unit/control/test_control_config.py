@@ -42,6 +42,12 @@ def test_example_and_defaults() -> None:
     ('[server]\npublic_url = "ftp://x"', ("line 2", "http://name:port")),
     (MINIMAL + "[providers]\nmilton = 'nonsense'", ("line 4", "providers.milton")),
     ("a = 1\nb = \n", ("is not TOML", "line 2")),
+    *((MINIMAL + f"[fleetlock.groups.db]\nservice = 'r'\n{keys}\n", ("line 5", *needles)) for keys, needles in (
+        ("windows = ['Sat 14:00-Sun 06:00', 'Sta 14:00-15:00']", ("groups.db.windows.1", "'Sta' is no day")),
+        ("windows = 'Sat 14:00-15:00'", ("a list in [ ]",)), ("windws = []", ("did you mean 'windows'",)),
+        ("zone = 'Europe/Berln'", ("no such time zone",)), ("zone = 'Europe'", ("no such time zone",)),
+        ("healthy = 'http://alpha:80/'", ("{host}",)), ("healthy = 'tcp://{host}'", ("tcp://{host}:port",)))),
+    (MINIMAL + "[fleetlock.groups]\ndb = 7\n", ("line 4", "the name of a service")),
     (f"{RANGE}first='10.0.0.2'\nlast='10.0.255.254'", ("line 3", "4096")),
     (f"{RANGE}first='10.0.0.9'\nlast='10.0.0.2'", ("4096",)),
     (f"{RANGE}first='10.0.0.9'", ("both first and last",)),
@@ -82,6 +88,13 @@ def test_services_that_the_tickettab_lacks_are_named() -> None:
         check_services(("rootdump",), ("root-dump", "patches"))
     with pytest.raises(ConfigError, match="define it there, or take it out"):
         check_services(("rootdump",), ())
+
+
+def test_a_group_is_a_service_or_a_table() -> None:
+    groups = parse(MINIMAL + "[fleetlock.groups]\na = 'r'\n[fleetlock.groups.b]\nservice = 'r'\n"
+                   "windows = ['Sat 14:00-Sun 06:00', '22:00-23:00']\nzone = 'Europe/Berlin'\n", FILE).fleetlock.groups
+    assert (groups["a"].service, groups["a"].when.spans) == ("r", ())
+    assert (len(groups["b"].when.spans), str(groups["b"].when.zone)) == (8, "Europe/Berlin")
 
 
 def test_every_key_is_documented_and_nothing_else_is() -> None:

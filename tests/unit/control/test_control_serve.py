@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import sqlite3
 import stat
@@ -19,13 +20,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
-from servers import ROOT, Server, child_pids, content_pids, make_site, serving, wait_until
+from servers import ROOT, Server, child_pids, content_pids, free_port, make_site, serving, wait_until
 from sqlalchemy import MetaData
+from sqlalchemy.exc import OperationalError
 
 from cli.main import run
 from control import config as configuration
 from control import site as sites
-from control.database import MIGRATIONS, Database, metadata
+from control.database import MIGRATIONS, Database, metadata, unwritable
 from control.site import Site
 from imaging.catalogue import LIFETIME_S, Catalogue
 from plumbing import clock
@@ -133,6 +135,13 @@ def test_second_server_on_one_site(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
     with serving(site):
         fails(site, 11, "another `reroot serve`")
+
+
+def test_a_postgresql_that_is_away_is_told_as_that() -> None:
+    database = Database(f"postgresql+psycopg://reroot@127.0.0.1:{free_port()}/reroot")
+    with pytest.raises(OperationalError) as caught:
+        database.check()
+    assert re.fullmatch(r"the server's database does not answer \(.*refused.*\); ask again", unwritable(caught.value))
 
 
 def test_database_of_a_newer_version(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cutter import Cutter
 from history import Op, Seen, parse
-from servers import ROOT, Machine, Server, answers, content_pids, free_port, make_site, wait_until
+from pytest_postgresql.executors import PostgreSQLExecutor
+from servers import ROOT, Machine, Server, answers, child_pids, content_pids, free_port, make_site, wait_until
 
 from control.site import Site
 from plumbing import clock
 from plumbing.errors import RerootError
+from plumbing.run import run as run_program
 
 SERVICE = "contended"
 SLOTS = {"a": 3, "b": 2}
@@ -36,8 +38,12 @@ PROCESSES, HOSTS = 2, 6
 """Processes of hosts, and hosts in each of them."""
 MAX_JUMP_S = 200
 """How far the wall clock jumps, in seconds: hosts sign with the right one, and are believed within 300."""
-MOST_S = 90.0
-"""How long a run takes at most on a machine that is busy with other things, in seconds."""
+BACK_S = 30.0
+"""How soon a daemon answers again once its database does, in seconds."""
+TURNS = 3
+"""How often each nemesis comes at least."""
+MOST_S = 180.0
+"""How much longer than it should anything takes at most on a machine that is busy with other things, in seconds."""
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
@@ -64,7 +70,7 @@ class Daemon:
                 [sys.executable, "-c", "from cli.main import main; main()", "serve", "--site", str(self.site.root)],
                 cwd=ROOT, stdout=stream, stderr=stream, env=env)
         server = Server(self.site, process, self.api, self.content, log)
-        wait_until(lambda: process.poll() is not None or answers(server), 40)
+        wait_until(lambda: process.poll() is not None or answers(server), MOST_S)
         assert process.poll() is None, log.read_text()
         self.server = server
 
@@ -75,7 +81,7 @@ class Daemon:
             self.server.process.kill()
             self.server.process.wait()
             self.server = None
-            wait_until(lambda: not any(map(_alive, children)))  # they hold its ports
+            wait_until(lambda: not any(map(_alive, children)), MOST_S)  # they hold its ports
 
     def jump(self, seconds: int) -> None:
         """Set its wall clock."""
@@ -103,8 +109,10 @@ class Campaign:
     cutters: list[Cutter]
     processes: list[subprocess.Popen[bytes]]
     chance: random.Random
+    postgresql: PostgreSQLExecutor | None
     seen: list[Seen] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    pause: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
         """Keep what every daemon that answers says of the tickets."""
@@ -118,6 +126,24 @@ class Campaign:
         self.look()
         self.done.append("crash")
 
+    def fall(self) -> None:
+        """Kill every process of PostgreSQL at once and start it again; the daemons must find back by themselves."""
+        assert self.postgresql is not None
+        data = Path(self.postgresql.datadir)
+        postmaster = int((data / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGSTOP)  # no children come or go while they are counted
+        killed = [postmaster, *child_pids(postmaster)]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(_alive, killed)))
+        (data / "postmaster.pid").unlink()  # an orphan that nobody reaps would count as running
+        self.pause.wait(self.chance.uniform(0.0, 1.0))
+        run_program([self.postgresql.executable, "restart", "-w", "-D", data, "-l", self.postgresql.logfile])
+        for daemon in self.daemons:
+            wait_until(daemon.look, BACK_S)
+        self.look()
+        self.done.append("fall")
+
     def jump(self) -> None:
         """Set a daemon's wall clock forth or back."""
         self.chance.choice(self.daemons).jump(self.chance.randint(-MAX_JUMP_S, MAX_JUMP_S))
@@ -127,7 +153,7 @@ class Campaign:
         """Stop a process of hosts for longer than their tickets live, then let it go on, believing what it did."""
         process = self.chance.choice(self.processes)
         process.send_signal(signal.SIGSTOP)
-        threading.Event().wait(1.25 * SHORT_S)
+        self.pause.wait(1.25 * SHORT_S)
         process.send_signal(signal.SIGCONT)
         self.done.append("stop")
 
@@ -138,25 +164,26 @@ class Campaign:
 
 
 NEMESES: dict[str, Callable[[Campaign], None]] = {
-    "crash": Campaign.crash, "stop": Campaign.stop, "jump": Campaign.jump}
+    "crash": Campaign.crash, "fall": Campaign.fall, "stop": Campaign.stop, "jump": Campaign.jump}
 
 
 def run(folder: Path, database: str, nemeses: list[str], *, daemons: int, seconds: float, seed: int,
-        enough: Callable[[list[Op]], bool]) -> tuple[list[Op], Campaign]:
+        enough: Callable[[list[Op]], bool], postgresql: PostgreSQLExecutor | None = None) -> tuple[list[Op], Campaign]:
     """Let hosts fight for tickets, with the nemeses at work in turn; returns what the hosts saw.
 
-    It ends after `seconds`, or later, when what they saw is `enough`, but after MOST_S at the latest.
+    It ends after `seconds`, or later, when each nemesis had TURNS and what they saw is `enough`, but MOST_S after
+    that at the latest.
     """
     busy = [name for name in nemeses if name != "lost"]
     history = folder / "history"
-    with _opened(folder, database, daemons, seed, nemeses) as campaign:
+    with _opened(folder, database, daemons, seed, nemeses, postgresql) as campaign:
         if "lost" in nemeses:
             campaign.lose()
         began_s = clock.monotonic()
-        pause = threading.Event()
         turn = 0
-        while (past_s := clock.monotonic() - began_s) < seconds or (past_s < MOST_S and not enough(_read(history))):
-            pause.wait(campaign.chance.uniform(0.5, 1.0))
+        while (past_s := clock.monotonic() - began_s) < seconds or (past_s < seconds + MOST_S and (
+                turn < TURNS * len(busy) or not enough(_read(history)))):
+            campaign.pause.wait(campaign.chance.uniform(0.5, 1.0))
             campaign.look()
             NEMESES[busy[turn % len(busy)]](campaign)
             turn += 1
@@ -171,7 +198,7 @@ def _read(history: Path) -> list[Op]:
 
 @contextmanager
 def _opened(folder: Path, database: str, count: int, seed: int, nemeses: list[str],
-            ) -> Iterator[Campaign]:
+            postgresql: PostgreSQLExecutor | None) -> Iterator[Campaign]:
     lifetime_s = SHORT_S if "stop" in nemeses else LONG_S
     first = make_site(folder / "site0")
     first.config.write_text(first.config.read_text().replace("[server]\n", f'[server]\ndatabase = "{database}"\n'))
@@ -202,7 +229,7 @@ def _opened(folder: Path, database: str, count: int, seed: int, nemeses: list[st
             processes.append(process)
         for cutter in cutters:
             stack.callback(cutter.close)
-        yield Campaign(daemons, cutters, processes, random.Random(seed))
+        yield Campaign(daemons, cutters, processes, random.Random(seed), postgresql)
 
 
 def _daemon(site: Site, offset: Path | None) -> Daemon:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from lab.postgresql import Postgresql
 
 sys.path.append(str(Path(__file__).parents[1] / "control"))
 
@@ -28,20 +25,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [str(line) for report in reports for name, line in report.user_properties if name == "outcome"]
     if lines:
         terminalreporter.section("tickets under attack")
-        terminalreporter.write_line("| database   | daemons | crashes | stops | jumps | answers lost | requests | ok | "
-                                    "refused | busy | unknown | grants | live/slots | statuses | overtook | faults |")
+        terminalreporter.write_line("| database   | daemons | crashes | falls | stops | jumps | answers lost | "
+                                    "requests | ok | refused | busy | unknown | grants | live/slots | statuses | "
+                                    "overtook | faults |")
         terminalreporter.write_line("\n".join(sorted(lines)))
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Postgresql]:
-    """A real PostgreSQL with fsync on; every test makes a database of its own in it."""
-    from servers import free_port
-
-    # Not below pytest's folders: they are root's alone, and the server runs as nobody.
-    with tempfile.TemporaryDirectory(prefix="reroot-postgresql-") as folder:
-        Path(folder).chmod(0o711)
-        server = Postgresql(Path(folder) / "cluster", free_port())
-        server.start()
-        yield server
-        server.stop()

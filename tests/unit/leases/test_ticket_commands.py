@@ -20,6 +20,8 @@ from recovery import identity
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     site = make_site(tmp_path_factory.mktemp("commands") / "site")
     site.tickettab.write_text("service licence 60\nxv 1\nservice short 5\npool 1\n")
+    site.tickettab.with_name("tickettab.toml").write_text(
+        "[service.stage]\nlifetime_s = 60\noffer_slots = 4\nprovider.xv = 0\n")
     site.config.write_text(site.config.read_text().replace('services = ["root-dump"]', "services = []"))
     with serving(site) as running:
         yield running
@@ -77,8 +79,32 @@ def test_get_renew_status_return(
     assert reroot(capsys, "renew", name, *alpha)[0] == 6
 
 
+def test_a_host_offers_itself_and_withdraws(
+    server: Server, hosts: dict[str, Path], capsys: pytest.CaptureFixture[str],
+) -> None:
+    alpha, beta = (["--local", str(hosts[name])] for name in ("alpha", "beta"))
+    offered = ["offer", "stage", "--slots", "2", "--url", "http://alpha:8081", "--lifetime", "10m", *alpha]
+    assert reroot(capsys, *offered) == (0, "2 slots of stage for 10m\n", "")
+    assert "  alpha: 0 of 2, offered for another " in reroot(capsys, "status", "--site", str(server.site.root))[1]
+    assert reroot(capsys, "get", "stage", *beta)[1].startswith("alpha_")
+    for _ in range(2):
+        assert reroot(capsys, "withdraw", "stage", *alpha) == (0, "", "")
+    shown = reroot(capsys, "status", "--site", str(server.site.root))[1]
+    assert "  alpha: 1 of 0, more than its slots by 1\n" in shown  # what was granted goes on until it ends
+    assert reroot(capsys, "get", "stage", "--wait", "0", *alpha)[0] == 11
+
+
+OFFER = ["--slots", "1", "--url", "http://alpha:8081"]
+
+
 @pytest.mark.parametrize(("words", "code", "needles"), [
     (["get", "licenze"], 4, ("licenze", "licence, short")),
+    (["withdraw", "stag"], 4, ("stag", "licence, short, stage")), (["offer", "stag", *OFFER], 4, ("stag", "stage")),
+    (["offer", "licence", *OFFER], 6, ("offer_slots",)), (["offer", "a/b", *OFFER], 4, ("spelling",)),
+    *((["offer", "stage", "--slots", many, *OFFER[2:]], 2, ("slots", many)) for many in (
+        "5", "0", "-1", "99999999999999999999")),
+    *((["offer", "stage", *OFFER, "--lifetime", life], 2, (life,)) for life in ("0", "-1", "99999d", "ten")),
+    (["offer", "stage", *OFFER[:2], "--url", "ftp://alpha"], 2, ("url",)),
     (["get", "licence", "--wait", "soon"], 2, ("'soon'", "30m")),
     (["renew", "xv"], 2, ("'xv'", "milton_080")), (["return", "../../status"], 2, ("milton_080",)),
     (["renew", "xv_999"], 6, ("xv_999",)), (["return", "xv_99999999999999999999"], 0, ()),
