@@ -59,12 +59,13 @@ class _Queue:
     hold_s: float | None = None  # how long a ticket is held, of late
 
     def rate(self, slots: int, now: float) -> float:
-        """Return how many of so many slots come back each second, as far as that is known.
+        """Return how many of so many slots come back each second, as far as that is known, POLLS at most.
 
-        Before any did, it is what would be if the first one came now: hosts that come at once are told different times.
+        Before any did, it is what would be if the first one came now.
         """
-        hold_s = max(now - self.began_s, slots / POLLS) if self.hold_s is None else self.hold_s
-        return max(slots, 0.1) / max(hold_s, 1e-3)
+        hold_s = now - self.began_s if self.hold_s is None else self.hold_s
+        count = max(slots, 0.1)
+        return count / max(hold_s, count / POLLS)
 
 
 class Waiting:

@@ -198,6 +198,7 @@ async def test_a_herd_is_served_to_the_last_and_the_server_is_asked_seldom(
     monkeypatch.setattr(waiting, "MAX_HELD", 20)
     monkeypatch.setattr(waiting, "MAX_FRONT", 5)
     monkeypatch.setattr(waiting, "SHORT_RETRY_S", 2.0)
+    monkeypatch.setattr(waiting, "POLLS", 50.0)
     tab.write_text("service dump 60\nmilton 10\n")
     asked = 0
 
