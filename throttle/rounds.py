@@ -30,7 +30,6 @@ class Round:
     changes: list[Change] = field(default_factory=list)
     answers: list[tuple[Job[Any] | Request, Any]] = field(default_factory=list)
     left: list[tuple[str, Place]] = field(default_factory=list)
-    kept: bool = False  # a slot is kept for somebody who is just coming
 
 
 def fail(one: Job[Any] | Request, error: RerootError) -> None:

@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 1.0
 """How often the repository is asked for what another process changed, in seconds."""
-KEPT_LOOK_S = 0.25
-"""How often, in seconds, it is seen whether somebody for whom a slot is kept did not come."""
 MAX_BATCH = 1000
 """Requests of one transaction: more would make the first of them wait for the last."""
 MAX_LOST = 50
@@ -74,7 +72,6 @@ class TicketService:
         self._known = False  # whether the view is what the repository had at its version
         self._behind = False  # whether the repository has a newer one
         self._waiting = Waiting()
-        self._kept = False
         self._queue: list[Job[Any] | Request] = []
         self._worker: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -264,7 +261,6 @@ class TicketService:
                 self._view.version += bool(found.changes)
                 self._answer(found)
                 self._end_overdue()
-                self._kept = found.kept
                 return
             self._behind = True
             self._undo(found)
@@ -318,7 +314,7 @@ class TicketService:
             others = [one for one in self._waiting.of(service.name, request.asker.host) if one is not request]
             self._grant(service, request.asker, [request, *others], found, now)
         else:
-            self._waiting.join(request, now)
+            self._waiting.join(request, now, self._slots(now))
 
     def _serve(self, name: str, line: Line, found: Round, now: float) -> None:
         """Give free slots of one service to those who wait."""
@@ -327,9 +323,8 @@ class TicketService:
             return
         free = sum(choice.free(service, self._view.pool(name), now, self._down.get(name, ())).values())
         while free > 0 and line.waiting:
-            host = line.next(free, now)
+            host = line.next()
             if host is None:
-                found.kept = True
                 return
             requests = self._waiting.of(name, host)
             place = line.leave(host)
@@ -382,16 +377,20 @@ class TicketService:
     def _end_overdue(self) -> None:
         """Answer those who waited as long as they wanted to."""
         now = clock.monotonic()
+        slots = self._slots(now)
+        for request, retry_s, ahead in self._waiting.ended(now, slots):
+            count, before = slots(request.service), f", {ahead} hosts ahead" if ahead else ""
+            fail(request, BusyError(f"all {count} tickets of {request.service} are taken{before}; ask again later",
+                                    retry_after_s=retry_s))
 
+    def _slots(self, now: float) -> Callable[[str], int]:
+        """Return what tells how many slots a service has."""
         @cache
         def slots(name: str) -> int:
             service = self._tab.services.get(name)
             return 0 if service is None else sum(choice.slots(service, self._view.pool(name), now).values())
 
-        for request, retry_s, ahead in self._waiting.ended(now, slots):
-            count, before = slots(request.service), f", {ahead} hosts ahead" if ahead else ""
-            fail(request, BusyError(f"all {count} tickets of {request.service} are taken{before}; ask again later",
-                                     retry_after_s=retry_s))
+        return slots
 
     def _arm(self) -> None:
         """Look again when the next request ends, and for what other processes give back, while anybody waits."""
@@ -400,7 +399,7 @@ class TicketService:
             self._timer = None
         if self._waiting.held:
             now = clock.monotonic()
-            until = min(now + (KEPT_LOOK_S if self._kept else LOOK_AGAIN_S), self._waiting.next_end() or now,
+            until = min(now + LOOK_AGAIN_S, self._waiting.next_end() or now,
                         *(end for name, _ in self._waiting.services()
                           if (end := self._view.pool(name).first_end()) is not None))
             self._timer = asyncio.get_running_loop().call_later(max(0.0, until - now), self._wake)

@@ -17,19 +17,21 @@ from throttle.records import Lease
 from throttle.semaphore import Asker
 
 MAX_HELD = 2000
-"""Requests of one server that are held at once. Those behind them are told when to come back, and keep their places;
-the front of each line is held beyond this, up to FRONT requests."""
-FRONT = 50
-MAX_RETRY_S = 60.0
+"""Requests of one server that are held at once, wherever they stand; the front of each line is held beyond this."""
+MAX_FRONT = 2000
+"""Hosts of one line, at most, that are its front: as many as there are slots, and whose turn comes within FRONT_S."""
+FRONT_S = 20.0
+HOLD_SPREAD = 0.25
+"""Requests are held up to this part shorter than was asked for: who came together does not leave together."""
+MAX_RETRY_S = 300.0
 """Nobody is told to stay away for longer, in seconds: a slot may come back at any time."""
 SHORT_RETRY_S = 10.0
-"""Nor longer than this, in seconds, unless so many wait that they would ask more than POLLS times a second."""
+"""Nor longer than this, in seconds, unless so many wait that they would ask more than POLLS times a second, or its turn
+is more than ten times as far."""
 POLLS = 500.0
-EARLY = 0.6
-"""Part of the time until its turn after which a host is told to come back. Clients add up to half of it, and who is
-early waits at the server; who is late finds a slot that idled."""
-_PER_SECOND = 4.0
-"""Grants per second before any ticket came back: who is in front should come again soon."""
+STRETCH = 1.5
+"""Clients add up to half of what they are told (docs/protocols/tickets.md). Who is early waits at the server, who is
+late is overtaken."""
 _WEIGHT = 0.05
 """What the last ticket counts in the mean of how long they are held."""
 
@@ -53,7 +55,17 @@ class Request:
 class _Queue:
     line: Line = field(default_factory=Line)
     requests: dict[str, list[Request]] = field(default_factory=dict)
+    began_s: float = 0.0  # when somebody began to wait
     hold_s: float | None = None  # how long a ticket is held, of late
+
+    def rate(self, slots: int, now: float) -> float:
+        """Return how many of so many slots come back each second, as far as that is known, POLLS at most.
+
+        Before any did, it is what would be if the first one came now.
+        """
+        hold_s = now - self.began_s if self.hold_s is None else self.hold_s
+        count = max(slots, 0.1)
+        return count / max(hold_s, count / POLLS)
 
 
 class Waiting:
@@ -75,17 +87,25 @@ class Waiting:
         """Return the services for which requests are held."""
         return ((name, queue.line) for name, queue in list(self._queues.items()) if queue.line.waiting)
 
-    def join(self, request: Request, now: float) -> None:
-        """Have a request wait at its host's place, or be answered at once when too many are held."""
+    def join(self, request: Request, now: float, slots: Callable[[str], int]) -> None:
+        """Have a request wait at its host's place, or be answered at once when too many are held.
+
+        `slots` tells how many slots a service has.
+        """
         if request.joined:
             return
         queue = self._queue(request.service)
+        if not len(queue.line):
+            queue.began_s = now
         place = queue.line.wait(request.asker.host, now)
         queue.requests.setdefault(request.asker.host, []).append(request)
         request.joined = True
+        request.deadline_s -= (request.deadline_s - now) * self._spread() * HOLD_SPREAD
         self.held += 1
-        if self.held > MAX_HELD and queue.line.ahead(place) >= FRONT:
-            request.deadline_s = now
+        if self.held > MAX_HELD:
+            count = slots(request.service)
+            if queue.line.ahead(place) >= _front(count, queue.rate(count, now)):
+                request.deadline_s = now
         self.end_at(request, request.deadline_s)
 
     def end_at(self, request: Request, deadline_s: float) -> None:
@@ -122,7 +142,7 @@ class Waiting:
     def ended(self, now: float, slots: Callable[[str], int]) -> Iterator[tuple[Request, float, int]]:
         """Take out the requests whose time is over; yield each with when to come back (s) and how many are ahead.
 
-        `slots` tells how many slots a service has.
+        `slots` is `join`'s.
         """
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, request = heapq.heappop(self._deadlines)
@@ -131,9 +151,10 @@ class Waiting:
             if not request.joined or place is None:
                 continue
             ahead = queue.line.ahead(place)
-            retry_s = _retry_s(ahead, len(queue.line), queue.hold_s, slots(request.service), self._spread())
+            count = slots(request.service)
+            retry_s = _retry_s(ahead, len(queue.line), count, queue.rate(count, now), self._spread())
             if self._take(queue, request):
-                queue.line.away(request.asker.host, now + retry_s, now)
+                queue.line.away(request.asker.host, now + STRETCH * retry_s)
             yield request, retry_s, ahead
         for name, queue in list(self._queues.items()):
             queue.line.lapse(now)
@@ -165,12 +186,17 @@ class Waiting:
         return True
 
 
-def _retry_s(ahead: int, length: int, hold_s: float | None, slots: int, share: float) -> float:
-    """Return after how many seconds it is this host's turn, as far as that can be told, within 1 to MAX_RETRY_S.
+def _front(slots: int, rate: float) -> int:
+    """Return how many hosts are the front of a line: they are held, so that a free slot finds the first of them."""
+    return min(MAX_FRONT, slots + int(rate * FRONT_S))
 
-    Of so many slots one comes back every hold_s / slots; `length` is the line's. Up to a quarter more, as `share` says,
-    so that hosts that were told together do not come back together.
+
+def _retry_s(ahead: int, length: int, slots: int, rate: float, share: float) -> float:
+    """Return after how many seconds a host should come back, within 1 to MAX_RETRY_S.
+
+    That is when it is in the middle of the front, if `rate` tickets come back each second; `length` is the line's.
+    Up to a quarter less, as `share` says, so that hosts that were told together do not come back together.
     """
-    wait_s = ahead / _PER_SECOND if hold_s is None or not slots else EARLY * ahead * hold_s / slots
-    most_s = min(max(SHORT_RETRY_S, length / POLLS), MAX_RETRY_S)
-    return min(1.0 + wait_s, most_s / 1.25) * (1 + share / 4)
+    turn_s = max(0.0, ahead - _front(slots, rate) / 2) / rate
+    most_s = min(max(SHORT_RETRY_S, length / POLLS, turn_s / 10), MAX_RETRY_S)
+    return max(1.0, min(turn_s / STRETCH, most_s) * (1 - share / 4))
