@@ -31,6 +31,7 @@ from precious import sealkeys
 from precious.policy import Policy
 from precious.second_copy import Cause
 from recovery import order as orders
+from recovery import signed_order
 from recovery.order import Order, Target
 
 
@@ -205,7 +206,8 @@ class Issuer:
             release=order.release.target if order.release else None,
             digest=order.release.digest if order.release else None,
             recovery=order.recovery.target if order.recovery else None,
-            envelope=orders.sign(order, load_private(self._key_path)), issued_s=now, expires_s=expires_s, changed_s=now,
+            envelope=signed_order.sign(order, load_private(self._key_path)), issued_s=now, expires_s=expires_s,
+            changed_s=now,
             deadline_s=now + min(wish.deadline_s or limits.deadline_s, expires_s - now), recovering=False,
             rollout=wish.rollout)
         book.add_order(self._database, row, replace=wish.replace, now=now)

@@ -24,8 +24,7 @@ from plumbing.errors import CommandError, ConfigError, RefusedError, RerootError
 from plumbing.http import Client
 from plumbing.run import run
 from precious import archives
-from recovery import identity, lastgasp, network, report, servers
-from recovery import order as orders
+from recovery import identity, lastgasp, network, report, servers, signed_order
 from recovery.drive import as_error
 from recovery.identity import Identity
 from recovery.journal import Journal
@@ -213,7 +212,7 @@ class Agent:
         """Return the order when it is ours, new and valid; None when there is nothing to do about it."""
         keys = stage.catalogue(self.identity, self.local).fetch("orders/keys.json")
         macs = [link.mac for link in inventory.links()]
-        order = orders.verify(envelope, keys, host_macs=macs, now=clock.wall(),
+        order = signed_order.verify(envelope, keys, host_macs=macs, now=clock.wall(),
                               host_serial=machine_serial(inventory.SYS))
         if order.host != self.identity.host:
             raise TrustError(f"the order is for {order.host} and this host is {self.identity.host}")

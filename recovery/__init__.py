@@ -2,7 +2,7 @@
 
 In the order in which they meet the data:
 
-- `fields`, `order` (pure): the signed order, every field checked.
+- `fields`, `order`, `signed_order` (pure): the signed order, every field checked.
 - `journal`: what was done already, so that a power cut resumes there.
 - `gpt` (pure), `disks`: which partition is which, never by a name that can move; mounting, making filesystems.
 - `ext4`, `xfs`, `filesystems` (pure): which roots can be made, what fits in; `startable`, `fstab`: whether it

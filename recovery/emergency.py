@@ -17,8 +17,8 @@ from recovery import examine, identity, offload, servers
 from recovery.dialogue import Dialogue, Entry, Start, confirm, show
 from recovery.log import size
 from recovery.machine import Event
-from recovery.order import MAX_ENVELOPE_BYTES
 from recovery.session import Session
+from recovery.signed_order import MAX_ENVELOPE_BYTES
 
 if TYPE_CHECKING:
     from imaging.trusted import TrustedCatalogue

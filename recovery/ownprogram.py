@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from plumbing import clock
 from plumbing.errors import TrustError, UsageError
 from recovery.fields import Fields, parse_object
-from recovery.order import HOST_NAME, MAX_ENVELOPE_BYTES, signed_payload
+from recovery.order import HOST_NAME
+from recovery.signed_order import MAX_ENVELOPE_BYTES, signed_payload
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from plumbing import clock, durable
 from plumbing.errors import ConfigError, DiskError, NetworkError, NotFoundError, RefusedError, RerootError, TrustError
 from plumbing.http import Client
-from recovery import disks, filesystems, fstab, identity, lvm, servers
+from recovery import disks, filesystems, fstab, identity, lvm, servers, signed_order
 from recovery import network as links
 from recovery import order as orders
 from recovery.disks import Partition
@@ -145,7 +145,7 @@ def first_valid(session: Session, candidates: list[tuple[str, bytes]]) -> Order:
     first: RerootError | None = None
     for where, envelope in candidates:
         try:
-            found = orders.verify(envelope, keys, host_macs=macs, now=clock.wall(),
+            found = signed_order.verify(envelope, keys, host_macs=macs, now=clock.wall(),
                                   host_serial=machine_serial(session.places.sysfs))
             if session.identity is not None and found.host != session.identity.host:
                 raise TrustError(f"the order is for {found.host} and this host is {session.identity.host}")

@@ -14,7 +14,7 @@ from imaging.catalogue import Catalogue
 from imaging.release import Release
 from plumbing import clock, hostauth
 from plumbing.http import Client
-from recovery import order as orders
+from recovery import signed_order
 
 Make = Callable[[], Machine]
 
@@ -90,7 +90,7 @@ def test_order_reaches_the_host_that_waits(machine: Make, server: Server) -> Non
     (answer,) = answers
     assert answer.status == 200  # type: ignore[attr-defined]
     keys = Catalogue(server.site.catalogue, server.site.keys).read("orders/keys.json")
-    told = orders.verify(answer.body, keys, host_macs=[host.mac], now=clock.wall())  # type: ignore[attr-defined]
+    told = signed_order.verify(answer.body, keys, host_macs=[host.mac], now=clock.wall())  # type: ignore[attr-defined]
     manifest = Catalogue(server.site.catalogue, server.site.keys).read("releases/debian/13.1/amd64.json")
     assert told.id == order
     assert told.release is not None
@@ -229,7 +229,7 @@ def test_install_enrols_by_the_orders_nonce_once(machine: Make, server: Server) 
     answer = server.get(url)
     assert answer.status == 200
     keys = Catalogue(server.site.catalogue, server.site.keys).read("orders/keys.json")
-    told = orders.verify(answer.body, keys, host_macs=[host.mac], now=clock.wall())
+    told = signed_order.verify(answer.body, keys, host_macs=[host.mac], now=clock.wall())
     assert told.layout is not None
     assert [part.name for part in told.layout.partitions] == ["bios", "esp", "root", "local"]
     assert host.enrol(order=order, nonce="x" * 32).status == 404
@@ -299,7 +299,7 @@ def test_a_machine_that_boots_from_the_network_first_is_installed_once(machine: 
     (server.site.boot / "ipxe.efi").write_bytes(b"iPXE")
     envelope = server.get(f"/api/v1/boot/order?mac={host.mac}").body
     keys = Catalogue(server.site.catalogue, server.site.keys).read("orders/keys.json")
-    told = orders.verify(envelope, keys, host_macs=[host.mac], now=clock.wall())
+    told = signed_order.verify(envelope, keys, host_macs=[host.mac], now=clock.wall())
     assert host.enrol(order=order, nonce=told.nonce).status == 201
     for phase in ("restore", "bootloader"):
         assert host.report(phase, "begin", order=order).status == 204

@@ -20,7 +20,7 @@ from imaging.catalogue import Catalogue
 from plumbing import clock, hostauth
 from plumbing.errors import RefusedError, TrustError
 from plumbing.http import Client
-from recovery import order as orders
+from recovery import signed_order
 
 Make = Callable[[], Machine]
 EVIL = "amd64\nERROR reroot.serve: FAKE LINE\x1b]0;owned\x07"
@@ -69,8 +69,8 @@ def test_an_order_never_fits_a_machine_that_its_host_only_named(machine: Make, s
     envelope = liar.order().body
     keys = Catalogue(server.site.catalogue, server.site.keys).read("orders/keys.json")
     with pytest.raises(TrustError, match="but this machine has"):
-        orders.verify(envelope, keys, host_macs=[other.mac], now=clock.wall())
-    assert orders.verify(envelope, keys, host_macs=[liar.mac], now=clock.wall()).machine.macs == (liar.mac,)
+        signed_order.verify(envelope, keys, host_macs=[other.mac], now=clock.wall())
+    assert signed_order.verify(envelope, keys, host_macs=[liar.mac], now=clock.wall()).machine.macs == (liar.mac,)
 
 
 def test_a_host_that_left_hosts_toml_is_nobody(machine: Make, server: Server) -> None:

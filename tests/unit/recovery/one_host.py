@@ -29,8 +29,7 @@ from imaging.store import Store
 from plumbing import clock
 from plumbing.digest import sha256
 from plumbing.run import run
-from recovery import bootloader, disks, identity, layout
-from recovery import order as orders
+from recovery import bootloader, disks, identity, layout, signed_order
 from recovery.cmdline import CommandLine
 from recovery.disks import Disk, Partition
 from recovery.drive import Action, Drive
@@ -83,7 +82,7 @@ class Site:
 
     def sign(self, order: Order) -> bytes:
         """Sign with the site's order key."""
-        return orders.sign(order, self.order_key)
+        return signed_order.sign(order, self.order_key)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -257,8 +257,8 @@ def test_what_a_program_s_signature_holds() -> None:
     with pytest.raises(TrustError, match="expired"):
         ownprogram.verify(envelope, keys, host="alpha", now=2_000_000_000.0)
     with pytest.raises(TrustError, match="is no order"):
-        from recovery import order as orders
+        from recovery import signed_order
 
-        orders.verify(envelope, keys, host_macs=[], now=0.0)
+        signed_order.verify(envelope, keys, host_macs=[], now=0.0)
     with pytest.raises(RerootError, match="1 to"):
         ownprogram.sign(replace(program, data=b""), key)

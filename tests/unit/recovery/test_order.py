@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from imaging.keys import order_keys, signer
 from plumbing import clock
 from plumbing.errors import ConfigError, TrustError
-from recovery.order import PAYLOAD_TYPE, Order, check_machine, sign, verify
+from recovery.order import Order
+from recovery.signed_order import PAYLOAD_TYPE, check_machine, sign, verify
 
 MAC = "52:54:00:12:34:56"
 NOW = clock.from_iso("2026-11-21T12:00:00Z")

@@ -174,9 +174,9 @@ def test_a_cancelled_order(alpha: Host) -> None:
 def test_an_order_signed_by_another_key(alpha: Host) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from recovery import order as orders
+    from recovery import signed_order
 
-    alpha.site.order = orders.sign(alpha.order, Ed25519PrivateKey.generate())
+    alpha.site.order = signed_order.sign(alpha.order, Ed25519PrivateKey.generate())
     with alpha.mounted("local") as local:
         (local / "recover/order.json").write_bytes(alpha.site.order)
     _refused(alpha, "not signed by")
