@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from precious.rules import Rule, When
 class Inquiry:
     """Judges the paths of `root` by `policy`; `now_s` is the wall clock. `known` are all answers given so far."""
 
-    def __init__(self, root: Path, policy: Policy, now_s: float) -> None:
+    def __init__(self, root: Path, policy: Policy, now_s: float,
+                 read: Callable[[Path], Packages] = packages.read) -> None:
+        """`read` reads the package database."""
         self._root, self._policy, self._now_s = root, policy, now_s
+        self._read = read
         self._owned: dict[bytes, bool] = {}
         self._modified: dict[bytes, bool] = {}
         self._shipped: set[bytes] = set()
@@ -28,7 +32,7 @@ class Inquiry:
     @cached_property
     def packages(self) -> Packages:
         """What the root's package database says."""
-        return packages.read(self._root)
+        return self._read(self._root)
 
     @cached_property
     def _users(self) -> dict[int, str] | None:

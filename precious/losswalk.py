@@ -24,6 +24,7 @@ from imaging.outline import Comparison, Outline, Row
 from imaging.scan import FileChangedError, TreeReader, walk
 from plumbing import clock
 from plumbing.errors import ConfigError, CorruptError, DiskError, RerootError
+from precious import rpm
 from precious.inquiry import Inquiry
 from precious.losses import MAX_NOTES, Groups, Kind, LossReport, Lost, unknown
 from precious.policy import Policy
@@ -47,7 +48,7 @@ class LossWalk:
     def __init__(self, root: Path, policy: Policy, outline: Outline | None = None, since_ns: int = 0) -> None:
         self._root, self._policy, self._since_ns = root, policy, since_ns
         self._release = Comparison(outline) if outline is not None else None
-        self._inquiry = Inquiry(root, policy, clock.wall())
+        self._inquiry = Inquiry(root, policy, clock.wall(), rpm.read)
         self._groups, self._notes, self._left = Groups(), list[str](), READ_BYTES
         self._unread = 0
 

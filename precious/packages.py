@@ -1,4 +1,4 @@
-"""What the package database of a root says of its files (I/O, read-only): dpkg's. An rpm database is not read."""
+"""What the package database of a root says of its files (I/O, read-only): dpkg's. `precious.rpm` asks rpm."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SUMS_KEPT = 256
 """Of how many packages the digests are remembered: those of a whole system would take as much memory as its paths."""
+ALGORITHMS = {32: "md5", 64: "sha256"}
+"""By the length of a digest in hexadecimal."""
 _INFO, _STATUS = "var/lib/dpkg/info", "var/lib/dpkg/status"
 
 
@@ -25,6 +27,10 @@ class Packages:
     owned: Mapping[bytes, str]
     """Path -> the package that has it, by its name in the database, such as libc6:amd64."""
     conffiles: Mapping[bytes, bytes]
+    digests: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Path -> digest (hexadecimal; MD5 or SHA-256 by its length) of what a package brought, where dpkg does not say."""
+    unpacked: Mapping[str, int] = field(default_factory=dict)
+    """Package -> when it was unpacked, in ns since 1970, where dpkg's lists do not say it."""
 
     @property
     def known(self) -> bool:
@@ -58,6 +64,8 @@ class Packages:
 
     def unpacked_ns(self, package: str) -> int:
         """Return when a package was unpacked, in ns since 1970: what was written later was not by it; 0: not known."""
+        if package in self.unpacked:
+            return self.unpacked[package]
         if package not in self._unpacked:
             try:
                 self._unpacked[package] = (self.root / _INFO / f"{package}.list").lstat().st_mtime_ns
@@ -68,11 +76,13 @@ class Packages:
     def as_shipped(self, path: bytes) -> bool | None:
         """Tell whether the file at `path` has the content that its package brought; None when that is not known."""
         digest = self.conffiles.get(path)
+        if digest is None and path in self.digests:
+            digest = self.digests[path]
         if digest is None and (package := self.owner(path)) is not None:
             sums = self._sums(package)
             found = sums.get(path) or sums.get(path.removeprefix(b"usr/"))
             digest = found.hex().encode() if found is not None else None
-        return None if digest is None else _md5(self.root, path) == digest
+        return None if digest is None else _digest(self.root, path, ALGORITHMS.get(len(digest), "md5")) == digest
 
 
 def read(root: Path) -> Packages:
@@ -108,13 +118,14 @@ def _conffiles(root: Path) -> dict[bytes, bytes]:
     return sums
 
 
-def _md5(root: Path, path: bytes) -> bytes | None:
+def _digest(root: Path, path: bytes, algorithm: str) -> bytes | None:
     try:
         # neither led elsewhere by a link nor held up by a FIFO in a file's place
         handle = os.open(os.path.join(os.fsencode(root), path), _PLAIN)
         with os.fdopen(handle, "rb") as stream:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 return None
-            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest().encode()
+            made = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
+            return made.hexdigest().encode()
     except OSError:
         return None
