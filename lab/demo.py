@@ -140,9 +140,7 @@ class Demo:
             host.on.wait_for_login(fleet.LOGIN_S)
             host.enrol()
             self.say(f"{host.spec.name} ({host.spec.address}) runs and is enrolled")
-        before = {host.spec.name: Facts.read(host.on, host.spec) for host in self.hosts}
-        self._wait_for_inventory()
-        return before
+        return {host.spec.name: Facts.read(host.on, host.spec) for host in self.hosts}
 
     def _host(self, spec: HostSpec) -> LabHost:
         self.hosts.append(LabHost(self.lab, self.control, spec, accel=self.wish.accel))
@@ -150,6 +148,7 @@ class Demo:
 
     def order(self) -> None:
         """Order the upgrade: of one host by itself, of several by a rollout."""
+        self._wait_for_inventory()
         if len(self.hosts) > 1:
             self._rollout()
             return

@@ -84,7 +84,8 @@ def test_a_blank_bios_machine_gets_logical_volumes_and_is_upgraded_on_them(begin
     run = begin(Wish(emergency=True, group="vg0"))
     _installed(run, run.install())
     machine = run.hosts[0].on
-    assert machine.succeed("findmnt -no SOURCE / /local").split() == ["/dev/mapper/vg0-root", "/dev/mapper/vg0-local"]
+    for point, source in (("/", "/dev/mapper/vg0-root"), ("/local", "/dev/mapper/vg0-local")):
+        assert machine.succeed(f"findmnt -no SOURCE {point}").strip() == source
     machine.succeed("vgck vg0 && echo mine > /local/mine && echo '# mine' > /etc/cron.d/mine")
     key = machine.read_file("/etc/ssh/ssh_host_ed25519_key.pub")
     run.order()
