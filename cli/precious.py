@@ -45,6 +45,7 @@ def show(
     print(f"{origin}: {_unlisted_line(policy)}" if origin else _unlisted_line(policy))
     origin = answer.get("second_copy_origin")
     print(f"{origin}: {policy.second_copy.told()}" if origin else policy.second_copy.told())
+    print(_loss_line(policy))
 
 
 @app.command()
@@ -74,6 +75,7 @@ def check(
             print(f"  rule {number} {rule_line(rule)}")
     print(_unlisted_line(found))
     print(found.second_copy.told())
+    print(_loss_line(found))
     for sentence in strays:
         print(sentence)
     for where, glob in idle:
@@ -85,6 +87,10 @@ def rule_line(rule: Rule) -> str:
     asked = "".join(f"  {name} = {json.dumps(value)}" for name, value in rule.conditions.to_json().items())
     verdict = rule.when.value + (f" {rule.merge}" if rule.merge else "")
     return f"({verdict}): {'  '.join(rule.keep)}" + "".join(f"  not {glob}" for glob in rule.exclude) + asked
+
+
+def _loss_line(policy: Policy) -> str:
+    return f"losses: {policy.loss.rule.value}; nobody would miss {'  '.join(policy.loss.ignore) or 'nothing'}"
 
 
 def _unlisted_line(policy: Policy) -> str:

@@ -71,6 +71,7 @@ def test_precious_show_says_where_each_rule_comes_from(
                for line in shown)
     assert any(line.startswith("default debian.toml, line ") and "files that no rule names" in line for line in shown)
     assert "second copy: same-disk, not required" in shown
+    assert any(line.startswith("losses: warn; nobody would miss /") for line in shown)
     assert run(["precious", "show", host.name, "--json", *site]) == 0
     assert json.loads(capsys.readouterr().out)["policy"]["rules"][-1]["line"] == 3
     own.write_text('[[rule]]\nkeep = ["/data/**"]\nowmer = ["ada"]\n')
