@@ -52,9 +52,7 @@ async def ipxe_script(
     """Return the script that boots recovery when this machine has an order, and its own disk otherwise."""
     parts = parts_of(request)
     found = await asyncio.to_thread(_any_order, parts, _macs(mac), serial or None)
-    if found is not None and found.phase in INSTALLED_PHASES:
-        return PlainTextResponse(ipxe.local_disk_script())  # firmware that tries the network first must not loop
-    if found is None and parts.config.boot.stray == "local":
+    if _starts_its_disk(parts, found):
         return PlainTextResponse(ipxe.local_disk_script())
     image = found.recovery if found is not None else None
     if image is None:
@@ -72,7 +70,7 @@ async def http_boot(request: Request, mac: str) -> Response:
     """
     parts = parts_of(request)
     found = await asyncio.to_thread(_any_order, parts, _macs([mac]), None)
-    if found.phase in INSTALLED_PHASES if found is not None else parts.config.boot.stray == "local":
+    if _starts_its_disk(parts, found):
         raise NotFoundError("there is nothing to do for this machine; it boots its own disk")
     for name in (UNIFIED, "ipxe.efi"):
         if (path := parts.site.boot / name).is_file():
@@ -107,6 +105,17 @@ def _macs(texts: list[str]) -> set[str]:
         return {canonical_mac(one) for one in texts}
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _starts_its_disk(parts: Parts, found: OrderRow | None) -> bool:
+    """Whether a machine that tried the network first is sent on to its disk.
+
+    There an upgrade is carried out, by recovery with the host's own /local, and an installation that came far enough
+    goes on; recovery from the network could do neither, and would begin again for ever.
+    """
+    if found is None:
+        return parts.config.boot.stray == "local"
+    return found.mode == "upgrade" or found.phase in INSTALLED_PHASES
 
 
 def _any_order(parts: Parts, macs: set[str], serial: str | None) -> OrderRow | None:

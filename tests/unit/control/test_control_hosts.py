@@ -250,6 +250,13 @@ def test_upgrade_orders_are_not_shown_to_strangers(machine: Make, server: Server
     assert server.get("/api/v1/boot/order").status == 204
 
 
+def test_an_upgrade_starts_from_the_disk_also_where_the_network_comes_first(machine: Make, server: Server) -> None:
+    host = machine().join()
+    host.issued(release="debian/13.1/amd64")
+    assert b"kernel" not in server.get(f"/boot/ipxe?mac={host.mac}").body
+    assert server.get(f"/boot/http/{host.mac.replace(':', '-')}/recovery.efi").status == 404
+
+
 def test_boot_script(machine: Make, server: Server) -> None:
     host = machine()
     host.add(layout={"disk": "D1"})
