@@ -30,7 +30,8 @@ def test_the_words_of_the_boot_menu() -> None:
 def test_the_menu_that_bootloader_writes_is_understood() -> None:
     from recovery.bootloader import BootSpec, SystemBoot, menu
 
-    text = menu(BootSpec("alpha", GUID, "u-u-i-d", GUID, "http://[fd00::1]:8080", SystemBoot("/vmlinuz", None)))
+    word = f"PARTUUID={GUID}"
+    text = menu(BootSpec("alpha", word, "u-u-i-d", word, "http://[fd00::1]:8080", SystemBoot("/vmlinuz", None)))
     (linux,) = (line for line in text.splitlines() if "reroot.local" in line)
     line = parse(" ".join(shlex.split(linux)))  # GRUB takes the quotes away as a shell does
     assert (line.local, line.control, line.complaints) == (GUID, "http://[fd00::1]:8080", ())

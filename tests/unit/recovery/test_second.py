@@ -33,7 +33,7 @@ from recovery.upload import FAILURES, Upload
 pytestmark = pytest.mark.root
 
 BLOB = os.urandom(3_500_000)
-KEEP = '[[rule]]\nkeep = ["/srv/**", "/etc/hostname", "/etc/ssh/ssh_host_*"]\n'
+KEEP = '[loss]\nrule = "warn"\n[[rule]]\nkeep = ["/srv/**", "/etc/hostname", "/etc/ssh/ssh_host_*"]\n'
 
 
 @dataclass
