@@ -12,6 +12,7 @@ import errno
 import fcntl
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -86,7 +87,12 @@ def main(root: Path) -> None:
 
 
 def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: uvloop's, or Python's own, which does the same slower."""
+    """Return what makes the event loop: Python's own, or with REROOT_UVLOOP=1 uvloop's, twice as fast.
+
+    uvloop does not outlive running out of descriptors yet, so it is asked for.
+    """
+    if os.environ.get("REROOT_UVLOOP") != "1":
+        return asyncio.new_event_loop
     try:
         import uvloop
     except ImportError:
