@@ -49,7 +49,7 @@ from control.site import Site
 from control.ticket_door import TicketDoor
 from fleet.hosts import HostsFile
 from plumbing import clock
-from plumbing.errors import BusyError, ConfigError, RerootError
+from plumbing.errors import BusyError, ConfigError, RerootError, UsageError
 from throttle.repository import SqlRepository
 from throttle.service import TicketService
 from throttle.upkeep import Upkeep
@@ -87,16 +87,17 @@ def main(root: Path) -> None:
 
 
 def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: Python's own, or with REROOT_UVLOOP=1 uvloop's, twice as fast.
+    """Return what makes the event loop: Python's own, or with REROOT_UVLOOP=1 uvloop's (docs/adr/0002).
 
-    uvloop does not outlive running out of descriptors yet, so it is asked for.
+    Raises UsageError when that is asked for and not installed.
     """
     if os.environ.get("REROOT_UVLOOP") != "1":
         return asyncio.new_event_loop
     try:
         import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
+    except ImportError as error:
+        raise UsageError("REROOT_UVLOOP=1 asks for uvloop, which is not installed; pip install 'reroot[uvloop]', or "
+                         "unset it") from error
     make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return make
 

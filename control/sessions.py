@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import select
 
 from control.database import Database, HostRow
 from control.group_commit import GroupCommit
+from control.signatures import SEEN
 from plumbing import clock, session
 from plumbing.errors import TrustError
 from plumbing.session import Secret
@@ -119,7 +120,7 @@ class Sessions:
                        if is_right and now >= one.seen_s + SEEN_S})
         if seen:
             with self._database.session() as writing:
-                writing.connection().execute(_SEEN, [{"k_name": host, "at": clock.wall()} for host in seen])
+                writing.connection().execute(SEEN, [{"k_name": host, "at": clock.wall()} for host in seen])
             for one in batch:
                 one.seen_s = now if one.host in seen else one.seen_s
         return list(right)
@@ -140,7 +141,3 @@ class Sessions:
             ours.remove(gone)
             if not ours:
                 del self._of[gone.host]
-
-
-_SEEN = update(HostRow.__table__).where(HostRow.__table__.c.name == bindparam("k_name")).values(  # type: ignore[arg-type]
-    seen_s=bindparam("at"))

@@ -134,7 +134,7 @@ def _accept_in(
     # In one order, so that two servers do not wait for each other's rows.
     seen = {who.claim.host: now for (who, now), answer in zip(batch, answers, strict=True) if answer is None}
     if seen:
-        connection.execute(_SEEN, [{"k_name": host, "at": seen[host]} for host in sorted(seen)])
+        connection.execute(SEEN, [{"k_name": host, "at": seen[host]} for host in sorted(seen)])
     return answers
 
 
@@ -144,5 +144,6 @@ def _sent_before(host: str) -> TrustError:
 
 # SQLite and PostgreSQL both know this, and count what was not there before.
 _KEEP = text("INSERT INTO nonces (host, nonce, expires_s) VALUES (:host, :nonce, :expires_s) ON CONFLICT DO NOTHING")
-_SEEN = update(HostRow.__table__).where(HostRow.__table__.c.name == bindparam("k_name")).values(  # type: ignore[arg-type]
+SEEN = update(HostRow.__table__).where(HostRow.__table__.c.name == bindparam("k_name")).values(  # type: ignore[arg-type]
     seen_s=bindparam("at"))
+"""Writes when hosts were seen last: `at` (wall seconds) of each `k_name`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from plumbing import clock
 from plumbing.errors import DiskError, RerootError
 from plumbing.run import run
-from recovery import disks
+from recovery import disks, lvm
 from recovery import network as links
 from recovery.disks import Partition
 from recovery.log import size
@@ -54,7 +54,10 @@ def describe(session: Session) -> Iterator[str]:
 
 def check_disks(session: Session, under: Path = MOUNTS) -> Iterator[str]:
     """Check every filesystem without repairing it and mount it read-only below `under`; yields what came of it."""
-    parts = [part for disk in session.inventory() for part in disk.partitions]
+    left_out = list[str]()
+    lvm.activate(session.inventory(), left_out.append)
+    yield from left_out
+    parts = [part for disk in session.inventory() for part in disk.places]
     if not parts:
         yield "there is no partition on this machine that can be seen"
     for part in parts:

@@ -16,10 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from plumbing.errors import CorruptError, DiskError, NotFoundError
-from recovery import disks
+from recovery import disks, lvm
 from recovery.dialogue import Dialogue, confirm, pick
 from recovery.examine import quietly
 from recovery.log import size
+from recovery.order import ROOT_FILESYSTEMS
 from recovery.session import Session
 
 WRITABLE = ("ext4", "vfat")
@@ -79,7 +80,8 @@ def recover_folder(session: Session) -> Iterator[tuple[Path, Path | None]]:
         return
     holding = []
     at = session.places.scratch / "kept"
-    for part in (part for disk in session.inventory() for part in disk.partitions):
+    lvm.activate(session.inventory(), lambda text: session.log.say("rescue", text))
+    for part in (part for disk in session.inventory() for part in disk.places):
         with suppress(DiskError), _read_only(part.device, at) as folder:
             if folder is not None and (folder / "recover/precious").is_dir():
                 holding.append(part.device)
@@ -96,7 +98,7 @@ def recover_folder(session: Session) -> Iterator[tuple[Path, Path | None]]:
 @contextmanager
 def _read_only(device: Path, at: Path) -> Iterator[Path | None]:
     there = disks.identify(device)
-    if there is None or there.fstype != "ext4":
+    if there is None or there.fstype not in ROOT_FILESYSTEMS:
         yield None
         return
     with disks.mounted(device, at, there.fstype, *quietly(there.fstype), "nosuid", "nodev", "noexec") as folder:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 BESIDE = {TESTS / "unit/fleet": [TESTS / "unit/control"],
-          TESTS / "unit/recovery": [TESTS / "unit/control"],
           TESTS / "unit/leases": [TESTS / "unit/control"],
           TESTS / "unit/recovery": [TESTS / "unit/control"],
           TESTS / "unit/cli": [TESTS / "unit/control", TESTS / "unit/imaging"]}

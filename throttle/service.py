@@ -322,10 +322,7 @@ class TicketService:
         if service is None:
             return
         free = sum(choice.free(service, self._view.pool(name), now, self._down.get(name, ())).values())
-        while free > 0 and line.waiting:
-            host = line.next()
-            if host is None:
-                return
+        while free > 0 and (host := line.next()) is not None:
             requests = self._waiting.of(name, host)
             place = line.leave(host)
             assert place is not None

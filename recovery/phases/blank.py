@@ -56,7 +56,7 @@ def find(session: Session) -> int:
                            "add one to the host's entry")
     root = plan.partition("root")
     assert root is not None
-    if disk.partitions and any(part.type_guid == LVM_TYPE for part in disk.partitions):
+    if any(part.type_guid == LVM_TYPE for part in disk.partitions):
         lvm.activate([disk], lambda text: session.log.say("disks", text))
         plan, disk = _plan(session)
     for line in layout.show(plan, disk).splitlines():

@@ -54,7 +54,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
         while offset < sealed.size:
             client.post_json(path, {"bytes": sealed.size, "blake3": digest})
             offset = client.request("PUT", f"{path}?blake3={digest}&offset={offset}", body=sealed.read(
-                offset, 1 << 20)).json()["offset"]  # type: ignore[index]
+                offset, 1 << 20)).json()["offset"]
         sealed.close()
         yield Stored(server, "alpha", order, kept, root)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -88,6 +88,26 @@ def wait_until(condition: Callable[[], T], seconds: float = 20.0) -> T:
     return value
 
 
+class Told(Response):
+    """An answer whose JSON a test looks into: what is not as it should be fails there."""
+
+    def json(self) -> Any:
+        return super().json()
+
+
+class Caller(Client):
+    """A client whose answers are Told."""
+
+    def request(self, *words: Any, **more: Any) -> Told:
+        answer = super().request(*words, **more)
+        return Told(answer.status, answer.headers, answer.body)
+
+    def post_json(self, *words: Any, **more: Any) -> Told:
+        answer = super().post_json(*words, **more)
+        assert isinstance(answer, Told)
+        return answer
+
+
 @dataclass
 class Server:
     """`reroot serve` as a process."""
@@ -98,13 +118,13 @@ class Server:
     content: str
     log: Path
 
-    def admin(self, method: str, path: str, value: object = None, token: str | None = None) -> Response:
+    def admin(self, method: str, path: str, value: object = None, token: str | None = None) -> Told:
         bearer = {"Authorization": f"Bearer {token or self.site.admin_token()}"}
         body = json.dumps(value).encode() if value is not None else b""
-        return Client(self.api).request(method, f"/api/v1/admin{path}", body=body, headers=bearer)
+        return Caller(self.api).request(method, f"/api/v1/admin{path}", body=body, headers=bearer)
 
-    def get(self, path: str, **headers: str) -> Response:
-        return Client(self.api).request("GET", path, headers=headers)
+    def get(self, path: str, **headers: str) -> Told:
+        return Caller(self.api).request("GET", path, headers=headers)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -164,8 +184,8 @@ class Machine:
         raw = self.key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         return base64.b64encode(raw).decode()
 
-    def client(self) -> Client:
-        return Client(self.server.api, signer=lambda method, target, body: hostauth.sign(
+    def client(self) -> Caller:
+        return Caller(self.server.api, signer=lambda method, target, body: hostauth.sign(
             self.key, self.name, clock.wall(), method, target, body))
 
     def add(self, **table: object) -> str:
@@ -173,16 +193,16 @@ class Machine:
         host = {"name": self.name, "macs": [self.mac], "subnet": "10.1.0.0/24", **table}
         answer = self.server.admin("POST", "/hosts", {"host": host})
         assert answer.status == 201, answer.body
-        return str(answer.json()["token"])  # type: ignore[index]
+        return str(answer.json()["token"])
 
-    def enrol(self, token: str | None = None, **secret: str) -> Response:
+    def enrol(self, token: str | None = None, **secret: str) -> Told:
         if token is not None:
             secret["proof"] = hostauth.enrolment_proof(hostauth.token_digest(token), self.name, self.public)
-        return Client(self.server.api).post_json("/api/v1/enrol", {
+        return Caller(self.server.api).post_json("/api/v1/enrol", {
             "host": self.name, "public_key": self.public, **secret})
 
     def report(self, phase: str, event: str, data: object = None, order: str | None = None,
-               message: str | None = None) -> Response:
+               message: str | None = None) -> Told:
         return self.client().post_json(f"/api/v1/hosts/{self.name}/report", {
             "order": order, "phase": phase, "event": event, "at": clock.iso(clock.wall()), "data": data or {},
             "message": message})
@@ -203,29 +223,24 @@ class Machine:
         self.inventory()
         return self
 
-    def order(self, wait: int = 0) -> Response:
+    def order(self, wait: int = 0) -> Told:
         return self.client().request("GET", f"/api/v1/hosts/{self.name}/order?wait={wait}")
 
-    def shown(self) -> dict[str, object]:
-        answer = self.server.admin("GET", f"/hosts/{self.name}").json()
-        assert isinstance(answer, dict)
-        return answer
+    def shown(self) -> Any:
+        return self.server.admin("GET", f"/hosts/{self.name}").json()
 
     def told(self) -> set[tuple[str, str]]:
         """Return (phase, event) of everything that the host reported."""
-        answer = self.server.admin("GET", f"/hosts/{self.name}/events").json()
-        assert isinstance(answer, dict)
-        return {(event["phase"], event["event"]) for event in answer["events"]}
+        events = self.server.admin("GET", f"/hosts/{self.name}/events").json()["events"]
+        return {(event["phase"], event["event"]) for event in events}
 
-    def issue(self, **wish: object) -> Response:
+    def issue(self, **wish: object) -> Told:
         return self.server.admin("POST", "/orders", {"host": self.name, "release": "debian/13.1", **wish})
 
     def issued(self, **wish: object) -> str:
         answer = self.issue(**wish)
         assert answer.status == 201, answer.body
-        return str(answer.json()["order"]["id"])  # type: ignore[index]
+        return str(answer.json()["order"]["id"])
 
     def state(self) -> object:
-        order = self.shown()["order"]
-        assert isinstance(order, dict)
-        return order["state"]
+        return self.shown()["order"]["state"]

@@ -144,7 +144,7 @@ def test_a_live_ticket_is_served_and_a_stale_or_foreign_one_is_refused(
         span = {"Reroot-Ticket": ticket, "Range": "bytes=0-99"}
         return client.request("GET", path, headers=span).status
 
-    first, brief = (host.client().post_json("/api/v1/tickets", {"service": name}).json()["ticket"]  # type: ignore[index]
+    first, brief = (host.client().post_json("/api/v1/tickets", {"service": name}).json()["ticket"]
                     for name in ("root-dump", "brief"))
     assert shown(first) == 206
     wait_until(lambda: shown(brief) == 403)  # nobody renewed it

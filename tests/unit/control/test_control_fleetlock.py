@@ -73,7 +73,7 @@ def told(answer: Response) -> tuple[int, str]:
 
 
 def holders(server: Server, service: str) -> list[str]:
-    services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+    services = server.admin("GET", "/status").json()["tickets"]
     return [lease["holder"] for one in services if one["service"] == service for lease in one["leases"]]
 
 

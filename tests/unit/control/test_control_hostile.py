@@ -52,7 +52,7 @@ def test_absurd_rollouts_are_refused_and_the_others_stay_visible(server: Server,
 def test_a_misspelt_release_or_service_starts_nothing(server: Server) -> None:
     host = Machine(server, "hc", "52:54:02:00:02:00").join()
     def ids() -> list[str]:
-        return [one["id"] for one in server.admin("GET", "/rollouts").json()["rollouts"]]  # type: ignore[index]
+        return [one["id"] for one in server.admin("GET", "/rollouts").json()["rollouts"]]
 
     before = ids()
     wish = {"release": "debian/13.1/amd64", "hosts": [host.name], "per_server": 100}
@@ -79,9 +79,9 @@ def test_a_full_disk_is_told_as_one_and_harms_nothing(tmp_path: Path) -> None:
         for path, body in (("/hosts", {"host": {"name": "hm", "macs": ["52:54:02:00:07:01"]}}),
                            ("/orders", {"host": "hl", "mode": "rescue"})):
             answer = server.admin("POST", path, body)
-            assert (answer.status, answer.json()["kind"]) == (500, "disk"), path  # type: ignore[index]
+            assert (answer.status, answer.json()["kind"]) == (500, "disk"), path
         assert site.hosts.read_text() == before
-        assert server.admin("GET", "/hosts/hl").json()["orders"] == []  # type: ignore[index]
+        assert server.admin("GET", "/hosts/hl").json()["orders"] == []
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
         assert server.admin("POST", "/orders", {"host": "hl", "mode": "rescue"}).status == 201
 
@@ -125,7 +125,7 @@ def test_a_strangers_root_sends_no_key(
     with pytest.raises(RerootError):
         agent.enrol("hg", server.api, [], token, (other.catalogue / "metadata/1.root.json").read_bytes(), tmp_path)
     assert identity.load(tmp_path) is None
-    assert server.admin("GET", "/hosts/hg").json()["enrolled"] is None  # type: ignore[index]
+    assert server.admin("GET", "/hosts/hg").json()["enrolled"] is None
 
 
 # -- clients that never come to the point -------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_token_outside_its_window(machine: Make, server: Server) -> None:
     host.add()
     answer = server.admin("POST", "/hosts", {"host": {"name": host.name}, "token_lifetime_s": 0.001})
     assert answer.status == 201
-    assert host.enrol(token=str(answer.json()["token"])).status == 404  # type: ignore[index]
+    assert host.enrol(token=str(answer.json()["token"])).status == 404
 
 
 def test_new_token_ends_the_old_one(machine: Make, server: Server) -> None:
@@ -66,7 +66,7 @@ def test_unsigned_forged_and_foreign_requests_change_nothing(machine: Make, serv
     good = hostauth.sign(host.key, host.name, clock.wall(), "POST", path, body)
     assert plain.request("POST", path, body=body + b" ", headers=good).status == 401  # another body
     assert plain.request("POST", path + "?x=1", body=body, headers=good).status == 401  # another target
-    events = server.admin("GET", f"/hosts/{host.name}/events").json()["events"]  # type: ignore[index]
+    events = server.admin("GET", f"/hosts/{host.name}/events").json()["events"]
     assert not [event for event in events if event["message"] == "forged"]
 
 
@@ -113,7 +113,7 @@ def test_a_host_s_policy_has_the_layers_of_its_distribution_its_classes_and_its_
 
     def shown() -> list[tuple[str, int]]:
         answer = server.admin("GET", f"/hosts/{host.name}/precious").json()
-        return [(row["origin"], row["line"]) for row in answer["policy"]["rules"]]  # type: ignore[index]
+        return [(row["origin"], row["line"]) for row in answer["policy"]["rules"]]
 
     assert shown()[0][0] == "default debian.toml"
     assert shown()[-2:] == [(f"{folder}/class/web.toml", 2), (f"{folder}/host/{host.name}.toml", 2)]
@@ -134,7 +134,7 @@ def test_order_from_begin_to_completed(machine: Make, server: Server) -> None:
         assert host.report(phase, "begin", order=order).status == 204
         assert host.state() == "running"
     release = {"release": "debian/13.1/amd64", "order": order, "os_release": {"ID": "debian"},
-               "digest": host.shown()["order"]["digest"]}  # type: ignore[index]
+               "digest": host.shown()["order"]["digest"]}
     assert host.report("health", "healthy", release, order=order).status == 204
     assert host.state() == "completed"
     assert host.order().status == 204
@@ -202,7 +202,7 @@ def test_replaced_and_cancelled_orders(machine: Make, server: Server) -> None:
     host = machine().join()
     first = host.issued()
     second = host.issued(replace=True)
-    assert server.admin("GET", f"/orders/{first}").json()["order"]["state"] == "cancelled"  # type: ignore[index]
+    assert server.admin("GET", f"/orders/{first}").json()["order"]["state"] == "cancelled"
     assert server.admin("POST", f"/orders/{second}/cancel").status == 200
     assert host.order().status == 204
 
@@ -344,7 +344,7 @@ def test_status_and_hosts(machine: Make, server: Server) -> None:
     assert status["hosts"]["enrolled"] >= 1
     assert status["tickets"][0]["service"] == "root-dump"
     assert status["problems"] == []
-    listed = server.admin("GET", "/hosts").json()["hosts"]  # type: ignore[index]
+    listed = server.admin("GET", "/hosts").json()["hosts"]
     assert host.name in [one["name"] for one in listed]
 
 
@@ -354,11 +354,11 @@ def test_hosts_toml_is_read_again_and_the_last_good_one_kept(machine: Make, serv
     server.site.hosts.write_text(f'{before}\n[[host]]\nname = "{host.name}"\nmac = []\n')
     try:
         assert server.admin("GET", f"/hosts/{host.name}").status == 404
-        problems = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
+        problems = server.admin("GET", "/status").json()["problems"]
         assert "did you mean 'macs'" in problems[0]
     finally:
         server.site.hosts.write_text(before)
-    assert server.admin("GET", "/status").json()["problems"] == []  # type: ignore[index]
+    assert server.admin("GET", "/status").json()["problems"] == []
 
 
 def test_host_table_is_written_to_hosts_toml(machine: Make, server: Server) -> None:
@@ -424,12 +424,12 @@ def test_a_host_that_offers_its_stage_serves_its_subnet_first(machine: Make, ser
     elsewhere = far.client().request("PUT", "/api/v1/tickets/offers/root-dump", body=json.dumps(offer).encode())
     assert elsewhere.status == 403
     assert near.client().request("DELETE", "/api/v1/tickets/offers/stage").status == 204
-    services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+    services = server.admin("GET", "/status").json()["tickets"]
     shown = next(one for one in services if one["service"] == "stage")
     assert [one["name"] for one in shown["providers"]] == ["control", far.name, near.name]  # its ticket is live still
     assert asker.client().request("DELETE", f"/api/v1/tickets/{ticket['ticket']}").status == 204
     tab.write_text("[service.stage]\nlifetime_s = 0\n")
-    problems = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
+    problems = server.admin("GET", "/status").json()["problems"]
     assert any("tickettab.toml line 2: lifetime_s = 0" in one for one in problems)
     tab.unlink()
 

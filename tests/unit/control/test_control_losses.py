@@ -75,12 +75,12 @@ def accept(host: Machine, *names: str) -> int:
 def test_an_order_waits_for_the_report_and_for_the_answer(host: Machine) -> None:
     assert asked(host) is None
     answer = host.issue()
-    assert answer.status == 403 and "waits for its loss report" in answer.json()["value"]  # type: ignore[index]
+    assert answer.status == 403 and "waits for its loss report" in answer.json()["value"]
     assert asked(host) == "loss"
     assert send(host, b"etc/mine", b"var/lib/x") == 204 and asked(host) is None
     answer = host.issue()
     assert answer.status == 403
-    assert f"(2 findings): `reroot precious report {host.name}`" in answer.json()["value"]  # type: ignore[index]
+    assert f"(2 findings): `reroot precious report {host.name}`" in answer.json()["value"]
     first, second = (one.id for one in findings(b"etc/mine", b"var/lib/x"))
     assert accept(host, "0" * 12) == 404 and accept(host, first) == 200
     assert shown(host)["open"] == [second] and host.issue().status == 403
@@ -89,7 +89,7 @@ def test_an_order_waits_for_the_report_and_for_the_answer(host: Machine) -> None
     import base64
     order = Order.from_json(base64.b64decode(body["payload"]))
     assert order.precious["accepted"] == {"baseline": "packages", "findings": sorted((first, second))}
-    events = host.server.admin("GET", f"/hosts/{host.name}/events").json()["events"]  # type: ignore[index]
+    events = host.server.admin("GET", f"/hosts/{host.name}/events").json()["events"]
     accepted = [event["data"] for event in events if event["event"] == "accepted"]
     assert accepted == [{"finding": first, "who": "ada"}, {"finding": second, "who": "ada"}], "each once"
 
@@ -113,7 +113,7 @@ def test_another_installation_or_policy_asks_anew(host: Machine) -> None:
     send(host, b"etc/mine")
     assert shown(host)["gate"] == "refused" and "keep or ignore them" in str(shown(host)["why"])
     answer = host.issue()
-    assert answer.status == 403 and "which its policy refuses" in answer.json()["value"]  # type: ignore[index]
+    assert answer.status == 403 and "which its policy refuses" in answer.json()["value"]
     (folder / f"{host.name}.toml").write_text('[loss]\nrule = "warn"\n')
     assert host.issue().status == 201
 
@@ -149,7 +149,7 @@ def start(hosts: list[Machine], **more: object) -> str:
         "release": "debian/13.1/amd64", "hosts": [one.name for one in hosts], **GUIDE, "interval_s": 0,
         "start_interval_s": 0, **more})
     assert answer.status == 201, answer.body
-    return str(answer.json()["id"])  # type: ignore[index]
+    return str(answer.json()["id"])
 
 
 def reasons(server: Server, rollout: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ def start(server: Server, hosts: list[Machine], **more: object) -> str:
     answer = server.admin("POST", "/rollouts", {
         "release": "debian/13.1/amd64", "hosts": [host.name for host in hosts], **GUIDE, **more})
     assert answer.status == 201, answer.body
-    return str(answer.json()["id"])  # type: ignore[index]
+    return str(answer.json()["id"])
 
 
 def view(server: Server, rollout: str) -> dict[str, object]:
@@ -55,7 +55,7 @@ def wait_for_order(host: Machine) -> None:
 
 def heal(host: Machine) -> None:
     order = host.order().headers["reroot-order"]
-    digest = host.shown()["order"]["digest"]  # type: ignore[index]
+    digest = host.shown()["order"]["digest"]
     assert host.report("health", "healthy", {"digest": digest, "order": order}, order=order).status == 204
 
 
@@ -85,7 +85,7 @@ def test_failures_halt_it_and_resume_goes_on(server: Server) -> None:
     assert view(server, rollout)["pending"] == 3
     assert server.admin("POST", f"/rollouts/{rollout}/resume").status == 200
     wait_until(lambda: len(in_flight(server, rollout)) == 2)
-    assert server.admin("POST", f"/rollouts/{rollout}/abort").json()["phase"] == "aborted"  # type: ignore[index]
+    assert server.admin("POST", f"/rollouts/{rollout}/abort").json()["phase"] == "aborted"
 
 
 def test_a_host_that_cannot_be_ordered_has_failed(server: Server) -> None:
@@ -100,7 +100,7 @@ def test_a_host_that_cannot_be_ordered_has_failed(server: Server) -> None:
 def refused(server: Server, hosts: list[str]) -> str:
     answer = server.admin("POST", "/rollouts", {"release": "debian/13.1/amd64", "hosts": hosts, **GUIDE})
     assert answer.status == 403, answer.body
-    return str(answer.json()["value"])  # type: ignore[index]
+    return str(answer.json()["value"])
 
 
 def test_hosts_that_can_never_be_triggered_are_named_at_the_start(server: Server) -> None:
@@ -136,15 +136,15 @@ def test_nothing_is_said_to_a_rollout_that_is_over(server: Server) -> None:
     answers.append(server.admin("PUT", f"/rollouts/{rollout}/knob", {"interval_s": 1}))
     for answer in answers:
         assert answer.status == 403
-        assert f"rollout {rollout} is aborted, which is final" in answer.json()["value"]  # type: ignore[index]
+        assert f"rollout {rollout} is aborted, which is final" in answer.json()["value"]
 
 
 def test_pause_knob_and_bad_requests(server: Server) -> None:
     hosts = machines(server, "rd", 2)
     rollout = start(server, hosts, interval_s=1000)
     wait_until(lambda: len(in_flight(server, rollout)) == 1)
-    assert server.admin("POST", f"/rollouts/{rollout}/pause").json()["phase"] == "paused"  # type: ignore[index]
-    assert server.admin("PUT", f"/rollouts/{rollout}/knob", {"interval_s": 0}).json()["knob_s"] == 0  # type: ignore[index]
+    assert server.admin("POST", f"/rollouts/{rollout}/pause").json()["phase"] == "paused"
+    assert server.admin("PUT", f"/rollouts/{rollout}/knob", {"interval_s": 0}).json()["knob_s"] == 0
     assert len(in_flight(server, rollout)) == 1
     assert server.admin("POST", f"/rollouts/{rollout}/resume").status == 200
     wait_until(lambda: len(in_flight(server, rollout)) == 2)
@@ -240,7 +240,7 @@ def test_a_host_silent_with_a_ticket_in_its_hand_is_charged_to_its_rollout(tmp_p
         failed = view(server, rollout)["failed"][0]  # type: ignore[index]
         assert failed["host"] == flying.name
         assert failed["reason"].startswith("said nothing for 1 s while it held the ticket control_00")
-        shown = server.admin("GET", "/status").json()["tickets"][0]  # type: ignore[index]
+        shown = server.admin("GET", "/status").json()["tickets"][0]
         assert {one["holder"] for one in shown["quarantined"]} == {flying.name, other.name}
         assert shown["leases"] == []
 
@@ -276,4 +276,4 @@ def test_restart_keeps_state_and_repeats_nothing(tmp_path: Path) -> None:
         last = next(host for host in hosts if not told[host.name])
         heal(last)
         wait_until(lambda: view(server, rollout)["phase"] == "done")
-        assert all(len(host.shown()["orders"]) == 1 for host in hosts)  # type: ignore[arg-type]
+        assert all(len(host.shown()["orders"]) == 1 for host in hosts)

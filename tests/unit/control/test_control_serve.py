@@ -115,11 +115,11 @@ def test_expired_root(tmp_path: Path) -> None:
 def test_a_recovery_image_that_is_not_there_yet_is_a_problem_until_it_is(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site", '[boot]\nrecovery = "base/1/amd64"\n')
     with serving(site) as server:
-        (problem,) = server.admin("GET", "/status").json()["problems"]  # type: ignore[index]
+        (problem,) = server.admin("GET", "/status").json()["problems"]
         assert "[boot] recovery = 'base/1/amd64'" in problem and "reroot recovery list" in problem
         assert problem in server.log.read_text()
         Catalogue(site.catalogue, site.keys).publish("recovery/base/1/amd64.json", b"{}")
-        assert server.admin("GET", "/status").json()["problems"] == []  # type: ignore[index]
+        assert server.admin("GET", "/status").json()["problems"] == []
 
 
 def test_port_in_use(tmp_path: Path) -> None:

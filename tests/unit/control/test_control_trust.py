@@ -131,7 +131,7 @@ def test_a_made_up_architecture_is_shown_quoted_and_short(
         said = host.issue(release="debian/13.1/amd64")
         assert said.status == 403
         assert len(said.body) < 300
-        sentence = said.json()["value"]  # type: ignore[index]
+        sentence = said.json()["value"]
         assert sentence.isprintable()
         assert run(["host", "order", host.name, "--release", "debian/13.1", "--site", str(server.site.root)]) == 6
         told = capsys.readouterr().err.removesuffix("\n")

@@ -63,7 +63,7 @@ def test_a_copy_is_sent_in_pieces_kept_and_given_out_to_readers_only(machine: Ma
     order, data = host.issued(), os.urandom(2_500_000)
     send(host, order, data)
     assert announce(host, order, data).json() == {"offset": len(data), "stored": True}, "said again"
-    (row,) = server.admin("GET", f"/precious?host={host.name}").json()["copies"]  # type: ignore[index]
+    (row,) = server.admin("GET", f"/precious?host={host.name}").json()["copies"]
     assert (row["order"], row["bytes"], row["blake3"]) == (order, len(data), digest(data))
     path = f"/precious/copies/{host.name}/{order}"
     fetched = server.admin("GET", path, token=token(server))
@@ -141,7 +141,7 @@ def test_two_hosts_at_once_and_a_newer_copy_of_the_same_order(machine: Make, ser
     send(host, order, newer)
     for one, which, data in ((host, order, newer), pairs[1]):
         assert server.admin("GET", f"/precious/copies/{one.name}/{which}", token=token(server)).body == data
-    assert len(server.admin("GET", f"/precious?host={host.name}").json()["copies"]) == 1  # type: ignore[index]
+    assert len(server.admin("GET", f"/precious?host={host.name}").json()["copies"]) == 1
 
 
 def test_pruning_spares_what_an_open_order_needs(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_pruning_spares_what_an_open_order_needs(tmp_path: Path) -> None:
             (file,) = (site.state / "precious/alpha").glob(f"{orders[-1]}.*")
             os.utime(file, (number * 1e9,) * 2)  # the first two are years old
         dry = server.admin("POST", "/precious/prune", {"dry_run": True}).json()
-        assert [row["order"] for row in dry["removed"]] == [orders[1], orders[0]]  # type: ignore[index]
-        assert "days old" in dry["removed"][0]["why"]  # type: ignore[index]
+        assert [row["order"] for row in dry["removed"]] == [orders[1], orders[0]]
+        assert "days old" in dry["removed"][0]["why"]
         assert server.admin("POST", "/precious/prune", {}, token=token(server)).status == 401
         assert server.admin("POST", "/precious/prune", {}).json() == dry
-        left = server.admin("GET", "/precious", token=token(server)).json()["copies"]  # type: ignore[index]
+        left = server.admin("GET", "/precious", token=token(server)).json()["copies"]
         assert [row["order"] for row in left] == [orders[2]]
         assert server.admin("POST", f"/orders/{orders[2]}/cancel").status == 200
         os.utime(file, (1e9,) * 2)

@@ -118,7 +118,7 @@ def test_a_replaced_key_and_an_unlisted_host_end_it(server: Server, machine: Mak
     replaced, unlisted = machine().join(), machine().join()
     speakers = Speaker(replaced), Speaker(unlisted)
     assert [one.ask().status for one in speakers] == [200, 200]
-    token = server.admin("POST", "/hosts", {"host": {"name": replaced.name}}).json()["token"]  # type: ignore[index]
+    token = server.admin("POST", "/hosts", {"host": {"name": replaced.name}}).json()["token"]
     assert Machine(server, replaced.name, "").enrol(token=str(token)).status == 201
     text = server.site.hosts.read_text()
     try:

@@ -203,7 +203,7 @@ def test_who_hangs_up_while_waiting_gets_no_ticket(server: Server, machine: Make
     assert isinstance(ticket, dict)
 
     def shown() -> dict[str, object]:
-        services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+        services = server.admin("GET", "/status").json()["tickets"]
         found = next(one for one in services if one["service"] == "one")
         assert isinstance(found, dict)
         return found

@@ -94,7 +94,7 @@ class Daemon:
         if server is None:
             return None
         try:
-            services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+            services = server.admin("GET", "/status").json()["tickets"]
         except (RerootError, KeyError, TypeError):
             return None
         leases = [lease for one in services if one["service"] == SERVICE for lease in one["leases"]]
@@ -258,7 +258,7 @@ def _twin(first: Site, folder: Path) -> Site:
 
 def _enrolled(server: Server, name: str) -> str:
     machine = Machine(server, name, "")
-    token = server.admin("POST", "/hosts", {"host": {"name": name}}).json()["token"]  # type: ignore[index]
+    token = server.admin("POST", "/hosts", {"host": {"name": name}}).json()["token"]
     assert machine.enrol(token=str(token)).status == 201
     return machine.key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw,
                                      serialization.NoEncryption()).hex()

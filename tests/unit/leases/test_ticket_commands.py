@@ -147,7 +147,7 @@ def test_a_wrapper_killed_by_sigkill_leaves_a_lease_that_ends_by_itself(
     server: Server, hosts: dict[str, Path],
 ) -> None:
     def held() -> list[str]:
-        services = server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+        services = server.admin("GET", "/status").json()["tickets"]
         return [lease["holder"] for one in services if one["service"] == "short" for lease in one["leases"]]
 
     with subprocess.Popen(getticket(hosts["alpha"], "short", "--", "sh", "-c", "echo up; exec sleep 1000"),

@@ -200,6 +200,21 @@ def test_local_is_read_without_a_byte_written_to_it(alpha: Host, stick: Path) ->
 
 
 @pytest.mark.root
+def test_a_local_of_type_xfs_is_found_and_read_without_a_byte_written_to_it(alpha: Host, tmp_path: Path) -> None:
+    image = tmp_path / "local.img"
+    with image.open("wb") as stream:
+        stream.truncate(320 << 20)
+    disks.make_filesystem(image, "xfs")
+    with attached(image) as device:
+        with disks.mounted(device, tmp_path / "there", "xfs") as there:
+            (there / "recover/precious").mkdir(parents=True)
+        alpha.local_word, before = None, _digest(device)
+        with offload.recover_folder(_with(alpha, device)) as (recover, found):
+            assert found == device and (recover / "precious").is_dir()
+        assert _digest(device) == before
+
+
+@pytest.mark.root
 def test_hostile_archives_are_not_followed(tmp_path: Path) -> None:
     good, outside = tmp_path / "precious/good", tmp_path / "outside"
     for folder in (good, outside, tmp_path / "precious/e\x1bvil"):

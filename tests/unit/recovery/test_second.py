@@ -46,7 +46,7 @@ class Upgrade:
     order: str = ""
 
     def phase(self, event: str) -> list[dict[str, object]]:
-        found = self.server.admin("GET", "/hosts/alpha/events").json()["events"]  # type: ignore[index]
+        found = self.server.admin("GET", "/hosts/alpha/events").json()["events"]
         return [one for one in found if (one["phase"], one["event"]) == ("preserve", event)]
 
     def copy(self) -> bytes:
@@ -113,7 +113,7 @@ def test_a_copy_is_on_the_server_before_the_wipe_and_its_files_are_the_host_s(al
             assert keep.read_files(found, paths) == {b"srv/blob": BLOB, b"etc/ssh/ssh_host_ed25519_key": key}
         text = "\n".join(session.log.last(500))
         assert "ticket control_" in text, "the copy is sent under a ticket"
-        tickets = made.server.admin("GET", "/status").json()["tickets"]  # type: ignore[index]
+        tickets = made.server.admin("GET", "/status").json()["tickets"]
         assert "alpha" not in json.dumps(tickets), "and it is given back"
 
 
@@ -179,10 +179,10 @@ def test_a_rotten_archive_is_made_good_by_the_second_copy_after_the_wipe(alpha: 
         with alpha.mounted("root") as root:
             assert (root / "srv/blob").read_bytes() == BLOB
             assert (root / "etc/hostname").read_text() == "alpha\n"
-        events = made.server.admin("GET", "/hosts/alpha/events").json()["events"]  # type: ignore[index]
+        events = made.server.admin("GET", "/hosts/alpha/events").json()["events"]
         (done,) = [one["data"] for one in events if (one["phase"], one["event"]) == ("putback", "done")]
         assert "the second copy was put back" in done["notes"][0]
-        audit = made.server.admin("GET", "/precious/audit?host=alpha").json()["entries"]  # type: ignore[index]
+        audit = made.server.admin("GET", "/precious/audit?host=alpha").json()["entries"]
         assert [one["what"] for one in audit][-1] == "read"
 
 
@@ -269,7 +269,7 @@ def test_a_cut_connection_goes_on_where_the_server_is(alpha: Host, tmp_path: Pat
         sealing.unseal(io.BytesIO(made.copy()), sealkeys.load(made.server.site.recovery_key), tmp_path / "out")
         assert keep.read_files(keep.verify(tmp_path / "out"), frozenset({b"srv/blob"})) == {b"srv/blob": BLOB}
         answer = made.server.admin("GET", "/precious/audit?host=alpha").json()
-        lines = answer["entries"]  # type: ignore[index]
+        lines = answer["entries"]
         assert [one["what"] for one in lines].count("announce") == 3, "it asked where to go on, and sent no piece twice"
 
 
