@@ -9,6 +9,7 @@ from pathlib import Path
 import captured
 import pytest
 from captured import Captured
+from loopdevice import taking
 from trees import rich_tree
 
 from imaging import verify as verifying
@@ -170,7 +171,8 @@ def test_what_is_compared_comes_from_the_disk(tmp_path: Path) -> None:
     with image.open("wb") as stream:
         stream.truncate(16 << 20)
     run(["mkfs.ext4", "-q", "-O", "^has_journal", image])
-    run(["mount", "-o", "loop", image, mounted])
+    with taking():
+        run(["mount", "-o", "loop", image, mounted])
     try:
         (mounted / "lost+found").rmdir()
         content = b"what was written to the disk" * 1000

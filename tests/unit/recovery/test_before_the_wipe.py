@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopdevice import attached
 
 from imaging.entry import Entry, EntryType, Hole
 from imaging.footprint import BLOCK_BYTES, Footprint, footprint
@@ -71,7 +72,7 @@ def test_a_tree_takes_no_more_than_its_footprint(tmp_path: Path) -> None:
     with image.open("wb") as stream:
         stream.truncate(600 * MIB)
     run(["mkfs.ext4", "-q", "-F", "-b", "4096", image])
-    with disks.mounted(image, tmp_path / "mnt", "ext4", "loop") as root:
+    with attached(image) as device, disks.mounted(device, tmp_path / "mnt", "ext4") as root:
         (root / "lost+found").rmdir()
         before = os.statvfs(root)
         for number in range(3000):
@@ -96,7 +97,7 @@ def test_the_room_is_not_more_than_mkfs_xfs_leaves(tmp_path: Path, mib: int) -> 
     with image.open("wb") as stream:
         stream.truncate(mib * MIB)
     disks.make_filesystem(image, "xfs")
-    with disks.mounted(image, tmp_path / "mnt", "xfs", "loop") as root:
+    with attached(image) as device, disks.mounted(device, tmp_path / "mnt", "xfs") as root:
         figures = os.statvfs(root)
     room = figures.f_bfree * figures.f_frsize
     assert 0.85 * room < xfs.room_bytes(mib * MIB, Footprint(0, 1)) <= room * xfs.RESERVE
@@ -109,7 +110,7 @@ def test_a_tree_that_fits_by_the_numbers_fits_on_xfs(tmp_path: Path) -> None:
     with image.open("wb") as stream:
         stream.truncate(size)
     disks.make_filesystem(image, "xfs")
-    with disks.mounted(image, tmp_path / "mnt", "xfs", "loop") as root:
+    with attached(image) as device, disks.mounted(device, tmp_path / "mnt", "xfs") as root:
         for number in range(20_000):
             (root / f"{number % 50}").mkdir(exist_ok=True)
             (root / f"{number % 50}/{number:0150}").write_bytes(b"x" * (number % 5000))

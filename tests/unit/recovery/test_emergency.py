@@ -208,8 +208,10 @@ def test_a_local_of_type_xfs_is_found_and_read_without_a_byte_written_to_it(alph
     with attached(image) as device:
         with disks.mounted(device, tmp_path / "there", "xfs") as there:
             (there / "recover/precious").mkdir(parents=True)
-        alpha.local_word, before = None, _digest(device)
-        with offload.recover_folder(_with(alpha, device)) as (recover, found):
+        session, before = alpha.session(), _digest(device)
+        part = disks.Partition(device, 1, "p", "t", "local", 0, 320 << 20, device, "D")
+        session.inventory = lambda: (disks.Disk(device, "D", 320 << 20, 512, (part,)),)
+        with offload.recover_folder(session) as (recover, found):
             assert found == device and (recover / "precious").is_dir()
         assert _digest(device) == before
 

@@ -78,8 +78,8 @@ def test_a_command_that_is_killed_gives_the_ticket_back(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_the_command(tmp_path: Path, server: TicketServer, number: signal.Signals) -> None:
     wrapper = Wrapper(tmp_path, sys.executable, "-c", (
-        f"import signal, sys; signal.signal({int(number)}, lambda *_: sys.exit(3)); print('up', flush=True);"
-        "signal.pause()"))
+        f"import signal, sys, time; signal.signal({int(number)}, lambda *_: sys.exit(3)); print('up', flush=True)\n"
+        "while True: time.sleep(0.1)"))  # signal.pause() would miss one that comes just before it
     assert wrapper.line() == "up"
     wrapper.process.send_signal(number)
     assert wrapper.end() == (3, "")

@@ -149,6 +149,7 @@ def test_a_runtime_that_lacks_a_module_does_not_pass(runtime: Runtime) -> None:
 
 def recipe(folder: Path, **wanted: object) -> Recipe:
     ko.tree(folder)
+    wanted = {"budget": Budget(1 << 30, 1 << 30), **wanted}  # packed fast, not small
     return Recipe("debian", "1", "amd64", kernel.from_root(folder), b'{"root": 1}', roots=ROOTS, level=1,
                   **wanted)  # type: ignore[arg-type]
 
